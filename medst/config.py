@@ -1,0 +1,476 @@
+"""The typed config tree of one trial, its strict loader, its canonical form and the fingerprints.
+
+What lives here: every knob of a trial with its one default; loading of YAML files and dotted
+overrides; the canonical form; the trial key. What must not: anything that computes with tensors,
+reads data or speaks to a tracking server.
+
+Points in which the published program differs from the paper are switches of type `Behaviour`:
+``released`` does what the published program does, ``corrected`` what the paper describes.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Behaviour = Literal["released", "corrected"]
+Curriculum = Literal["joint", "staged", "ramp", "fmc_only", "rmr_only", "reversed", "length"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A frozen section that refuses unknown keys and wrong types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """What the trial reads. `root` and `store` are places: they are not part of the trial key."""
+
+    root: str = "data/phantom/tiny"
+    """Folder that holds mimic-cxr-jpg/, mimic-cxr/, ms-cxr-t/, ms-cxr/, rsna/, covidx/."""
+    store: str | None = None
+    """Folder of the prepared store; default: `<root>/store-<image_size>`."""
+    image_size: Count = 72
+    """Side in pixels of the square images in the store (longest side scaled, then zero-padded)."""
+    crop_size: Count = 64
+    """Side in pixels that the model sees: random crop in training, centre crop in evaluation."""
+    caption_tokens: Count = 80
+    """Longest caption in tokens, [CLS] and [SEP] included; 112 as published."""
+    vocabulary: str | None = None
+    """None: WordPiece vocabulary learned from the training reports; else a vocab.txt or a
+    transformers folder or name."""
+    vocabulary_size: Count = 1000
+    """Largest size of a learned vocabulary; unused where `vocabulary` is given."""
+    views: Literal["both", "frontal"] = "both"
+    """`frontal` removes the lateral view from training and from evaluation."""
+    lateral_fraction: Fraction = 1.0
+    """Share of the training laterals that are kept, drawn by seed."""
+    train_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the training patients that are used, drawn by seed."""
+    sequence_length: Annotated[int, Field(ge=2)] = 4
+    """Studies in a complete sequence; shorter rests take part in the other losses as single pairs."""
+    brightness_jitter: NonNegative = 0.0
+    """Half width of the random gain and offset of a training image's grey values, 0 as published."""
+    report_text: Behaviour = "corrected"
+    """released: sentences cut at every '.', also in '2.5 cm'; lower case, ASCII words only."""
+    sequences: Behaviour = "corrected"
+    """released: windows of frontal images; corrected: windows of studies."""
+    lateral_pairing: Behaviour = "corrected"
+    """released: frontals and captions re-ordered in the batch (complete sequences first), laterals not."""
+
+
+class ImageEncoderConfig(Section):
+    """Vision transformer with view experts."""
+
+    name: str | None = None
+    """timm name whose pretrained weights initialise the encoder; None: random initialisation."""
+    patch_size: Count = 8
+    stem: Literal["patch", "conv"] = "patch"
+    """patch: one strided convolution; conv: 3x3 stride-2 convolutions down to `patch_size`."""
+    width: Count = 64
+    num_layers: Count = 3
+    num_heads: Count = 4
+    mlp_ratio: Positive = 4.0
+    num_channels: Count = 1
+    missing_lateral: Behaviour = "corrected"
+    """released: an absent lateral is computed in full as mid-grey, masked only as attention key,
+    and counted by the local head and the local loss; corrected: not computed, not counted."""
+
+
+class ExpertsConfig(Section):
+    """Mixture of View Experts: which feed-forward serves which token."""
+
+    routing: Literal["view", "learned"] = "view"
+    """view: by the image's view; learned: top-1 routing of every token by a linear gate."""
+    num_experts: Count = 2
+    """view routing: 1 shared, 2 frontal | lateral, 3 AP | PA | lateral, 4 AP | PA | LL | LATERAL."""
+    hidden_scale: Positive = 1.0
+    """Factor on the hidden width of every expert; 2 with one expert matches the parameters of two."""
+    balance_weight: NonNegative = 0.01
+    """Weight of the load-balance loss of learned routing."""
+
+
+class TextEncoderConfig(Section):
+    """BERT text encoder."""
+
+    name: str | None = None
+    """transformers name or folder with pretrained weights; None: random initialisation."""
+    width: Count = 64
+    num_layers: Count = 2
+    num_heads: Count = 4
+    hidden_width: Count = 128
+    dropout: Fraction = 0.0
+    positions: Behaviour = "corrected"
+    """released: every token gets position 0 and no token type."""
+    depth: Behaviour = "corrected"
+    """released: only the first half of the chosen model's layers (6 of BERT-base's 12)."""
+    word_aggregation: Behaviour = "corrected"
+    """released: a caption that fills every position loses its last word and its [SEP]."""
+
+
+class HeadsConfig(Section):
+    """Projection heads: Linear, BatchNorm, ReLU, Linear, BatchNorm without affine, unit length."""
+
+    hidden_width: Count = 256
+    embedding_width: Count = 128
+
+
+class ModelConfig(Section):
+    image: ImageEncoderConfig = ImageEncoderConfig()
+    experts: ExpertsConfig = ExpertsConfig()
+    text: TextEncoderConfig = TextEncoderConfig()
+    heads: HeadsConfig = HeadsConfig()
+    initialisation: Behaviour = "corrected"
+    """released: pretrained weights are overwritten by the init pass (all but patch, class and
+    position embeddings) and view experts start apart; corrected: weights survive, and every view
+    expert starts as a copy of one feed-forward."""
+
+
+class LocalConfig(Section):
+    temperature: Positive = 0.1
+    weighting: Literal["modality", "uniform"] = "modality"
+    """modality: words and patches weighted by attention from the pooled pair; uniform: equally."""
+    padding: Behaviour = "corrected"
+    """released: padding words are queries, negatives and take part in pooling and BatchNorm."""
+    context: Behaviour = "corrected"
+    """released: only the word context is brought to unit length; corrected: both contexts."""
+
+
+class TemporalConfig(Section):
+    temperature: Positive = 0.1
+    fmc_weight: NonNegative = 1.0
+    rmr_weight: NonNegative = 1.0
+    variance_weight: NonNegative = 0.001
+    """Weight of the log variance in the regression term."""
+    regression: Behaviour = "corrected"
+    """released: variance + 1e-7 and a Huber threshold of 2 that cannot be reached."""
+    variance_floor: Positive = 0.01
+    """Smallest variance of the regressed time (times lie in [0, 1)); `corrected` only."""
+    huber_threshold: Positive = 0.25
+    """Error of the regressed time beyond which the loss is linear; `corrected` only."""
+
+
+class CurriculumConfig(Section):
+    kind: Curriculum = "joint"
+    start_fraction: Fraction = 0.5
+    """Fraction of training at which the second term (or its ramp) begins; staged, ramp, reversed."""
+    ramp_fraction: Fraction = 0.25
+    """Fraction of training over which the second term rises from 0 to its weight; ramp only."""
+
+
+class ObjectiveConfig(Section):
+    """L = L_global + lambda_local * L_local + lambda_temporal * L_temporal."""
+
+    lambda_local: NonNegative = 1.0
+    lambda_temporal: NonNegative = 1.0
+    global_temperature: Positive = 0.07
+    global_negatives: Behaviour = "corrected"
+    """released: pairs of one study are negatives of each other; corrected: they are not."""
+    local: LocalConfig = LocalConfig()
+    temporal: TemporalConfig = TemporalConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
+
+
+class TrainingConfig(Section):
+    epochs: Positive = 8.0
+    """Budget: epochs x training pairs = pairs seen. May be fractional."""
+    pairs_per_batch: Annotated[int, Field(ge=2)] = 32
+    learning_rate: Positive = 1.0e-3
+    min_learning_rate: NonNegative = 1.0e-8
+    weight_decay: NonNegative = 0.05
+    decay: Behaviour = "corrected"
+    """released: weight decay on everything; corrected: not on biases, norms and embeddings."""
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    warmup_fraction: Fraction = 0.1
+    clip_norm: NonNegative = 1.0
+    """Largest gradient norm; 0: no clipping, as published."""
+    precision: Precision = "float32"
+    device: str = "cpu"
+    """`cpu`, `cuda`; its type is part of the trial key."""
+    checkpoint_epochs: Positive = 1.0
+    """A checkpoint every so many epochs. Not part of the trial key."""
+    small_batches: Behaviour = "corrected"
+    """released: refuses batches below 5 pairs, on which the published program crashes."""
+
+
+class EvaluationConfig(Section):
+    tasks: tuple[str, ...] = (
+        "validation", "temporal_image", "sentence_similarity", "rsna_zero_shot", "covidx_linear",
+        "finding_zero_shot", "retrieval", "grounding", "direction",
+    )
+    """Evaluators run after the last step; names of medst.evaluation.EVALUATORS."""
+    validation_epochs: Positive = 1.0
+    """Validation losses every so many epochs."""
+    prompt_joining: Behaviour = "corrected"
+    """released: the sentences of a prompt are joined without a space."""
+    track_embeddings: bool = False
+    """Track image embeddings of the test sequences as an artifact (figures)."""
+    track_attention: bool = False
+    """Track attention maps with their true boxes as an artifact (figures)."""
+
+
+class Config(Section):
+    """Everything that defines one trial."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Config:
+        def refuse(condition: bool, message: str) -> None:
+            if condition:
+                raise ValueError(message)
+
+        data, model, training = self.data, self.model, self.training
+        refuse(data.crop_size > data.image_size,
+               f"data.crop_size={data.crop_size} is larger than data.image_size={data.image_size}")
+        refuse(data.crop_size % model.image.patch_size != 0,
+               f"data.crop_size={data.crop_size} is not a multiple of model.image.patch_size={model.image.patch_size}")
+        refuse(model.image.stem == "conv" and model.image.patch_size & (model.image.patch_size - 1) != 0,
+               f"model.image.patch_size={model.image.patch_size} is not a power of two, which stem=conv needs")
+        refuse(model.image.width % model.image.num_heads != 0,
+               f"model.image.width={model.image.width} is not a multiple of num_heads={model.image.num_heads}")
+        refuse(model.text.width % model.text.num_heads != 0,
+               f"model.text.width={model.text.width} is not a multiple of num_heads={model.text.num_heads}")
+        refuse(model.experts.routing == "view" and model.experts.num_experts > 4,
+               "model.experts.num_experts above 4 needs model.experts.routing=learned: there are four views")
+        refuse(self.objective.lambda_temporal > 0 and training.pairs_per_batch < data.sequence_length,
+               f"temporal loss with no sequences: training.pairs_per_batch={training.pairs_per_batch} cannot hold one "
+               f"sequence of data.sequence_length={data.sequence_length}; raise the former or set "
+               "objective.lambda_temporal=0")
+        refuse(training.small_batches == "released" and training.pairs_per_batch < 5,
+               "training.pairs_per_batch below 5 crashes the published program; set training.small_batches=corrected")
+        return self
+
+
+_PLACES = ("data.root", "data.store", "training.checkpoint_epochs", "training.device",
+           "evaluation.track_embeddings", "evaluation.track_attention")
+"""Keys that cannot change a trial's numbers (the device's type enters the key by itself)."""
+
+
+class ConfigError(ValueError):
+    """A config that is refused; the message lists every problem with its path and remedy."""
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{path}."))
+        else:
+            flat[path] = value
+    return flat
+
+
+@cache
+def known_keys() -> tuple[str, ...]:
+    """Every dotted leaf key of the tree, in declaration order."""
+    return tuple(_flatten(Config().model_dump(mode="json")))
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate most like `name`, also when only the last part of a dotted name is right."""
+    candidates = list(candidates)
+    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
+    if close:
+        return close[0]
+    tails = {candidate.rsplit(".", 1)[-1]: candidate for candidate in candidates}
+    close = difflib.get_close_matches(name.rsplit(".", 1)[-1], tails, n=1, cutoff=0.6)
+    return tails[close[0]] if close else None
+
+
+def _explain(error: ValidationError, source: str) -> ConfigError:
+    lines = []
+    for problem in error.errors():
+        path = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            guess = nearest(path, known_keys())
+            hint = f"; the nearest key is '{guess}'" if guess else "; `medst config` lists the keys"
+            lines.append(f"{source}: unknown key '{path}'{hint}")
+        else:
+            value = problem.get("input")
+            shown = "" if isinstance(value, Mapping) else f" (got {value!r}, a {type(value).__name__})"
+            lines.append(f"{source}: {path + ': ' if path else ''}{problem['msg'].removeprefix('Value error, ')}{shown}")
+    return ConfigError("\n".join(lines))
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"'{path}': '{parent}' is a value, not a section")
+        node[leaf] = value
+    return tree
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        siblings = [str(other) for other in path.parent.glob("*.yaml")]
+        guess = nearest(str(path), siblings)
+        raise ConfigError(f"{path}: no such file" + (f"; did you mean {guess}?" if guess else "")) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a mapping of sections is expected, not a {type(tree).__name__}")
+    return tree
+
+
+def build(tree: Mapping[str, Any], source: str = "config") -> Config:
+    """Validate a nested mapping. Raises ConfigError naming each unknown key and wrong type."""
+    try:
+        # Strict JSON mode: lists serve as tuples, and nothing else is converted.
+        return Config.model_validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        raise _explain(error, source) from None
+    except TypeError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """Turn `key=value` texts into a flat mapping; values are read as YAML."""
+    flat: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment}: expected key=value")
+        flat[key.strip()] = yaml.safe_load(text)
+    return flat
+
+
+def load_config(*paths: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Load YAML files, later ones over earlier ones, then dotted overrides, through one strict check.
+
+    Raises:
+        ConfigError: unknown key (with the nearest valid name), wrong type, impossible combination.
+    """
+    flat: dict[str, Any] = {}
+    for path in paths:
+        layer = _flatten(_read_yaml(Path(path)))
+        build_partial(layer, source=str(path))
+        flat.update(layer)
+    if overrides:
+        build_partial(overrides, source="override")
+        flat.update(overrides)
+    return build(_nest(flat), source=", ".join(str(path) for path in paths) or "config")
+
+
+def build_partial(flat: Mapping[str, Any], source: str) -> None:
+    """Refuse unknown keys and wrong types of some dotted settings before they meet the others."""
+    known = set(known_keys())
+    problems = []
+    for key, value in flat.items():
+        if key not in known:
+            guess = nearest(key, known_keys())
+            problems.append(f"{source}: unknown key '{key}'" + (f"; the nearest key is '{guess}'" if guess else ""))
+            continue
+        try:
+            Config.model_validate_json(json.dumps(_nest({key: value})), strict=True)
+        except ValidationError as error:
+            # Whole-config rules have an empty location: they are judged once everything is merged.
+            if any(problem["loc"] for problem in error.errors()):
+                problems.append(str(_explain(error, source)))
+        except TypeError as error:
+            problems.append(f"{source}: {key}: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def override(config: Config, flat: Mapping[str, Any], source: str = "override") -> Config:
+    """A copy of `config` with dotted keys replaced, strictly checked."""
+    build_partial(flat, source)
+    return build(_nest({**flatten(config), **flat}), source)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Dotted key -> plain value (JSON types), in declaration order."""
+    return _flatten(config.model_dump(mode="json"))
+
+
+def canonical(config: Config) -> str:
+    """JSON of all that can change the numbers: sorted keys, no places, the device's type only."""
+    flat = {key: value for key, value in flatten(config).items() if key not in _PLACES}
+    flat["training.device_type"] = config.training.device.split(":")[0]
+    return json.dumps(flat, sort_keys=True, separators=(",", ":"))
+
+
+def fingerprint(text: str | bytes) -> str:
+    """First 16 hexadecimal digits of the SHA-256."""
+    data = text.encode() if isinstance(text, str) else text
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+_NUMERIC_ROOMS = ("data", "model", "objectives", "training", "evaluation")
+
+
+class _WithoutDocstrings(ast.NodeTransformer):
+    def _strip(self, node: Any) -> Any:
+        self.generic_visit(node)
+        if ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+        return node
+
+    visit_Module = visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _strip
+
+
+@cache
+def source_fingerprint() -> str:
+    """Fingerprint of the computing modules' syntax trees, without comments and docstrings.
+
+    The phantom is left out: what it wrote is in the data fingerprint.
+    """
+    root = Path(__file__).parent
+    paths = [path for room in _NUMERIC_ROOMS for path in sorted((root / room).rglob("*.py"))
+             if "phantom" not in path.parts]
+    paths.append(root / "trial.py")
+    dumps = []
+    for path in paths:
+        tree = _WithoutDocstrings().visit(ast.parse(path.read_text(encoding="utf-8")))
+        dumps.append(f"{path.relative_to(root).as_posix()}\n{ast.dump(tree)}")
+    return fingerprint("\n".join(dumps))
+
+
+def trial_key(config: Config, data_fingerprint: str, torch_version: str, world_size: int = 1) -> str:
+    """Hash of everything that can change the trial's numbers (32 hexadecimal digits)."""
+    parts = [canonical(config), data_fingerprint, torch_version, str(world_size), source_fingerprint()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def stream_seed(seed: int, name: str) -> int:
+    """Seed of the named random stream of a trial, in [0, 2**63): equal in all arms of a study."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") >> 1
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file in hexadecimal digits, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

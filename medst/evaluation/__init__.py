@@ -1,0 +1,1 @@
+"""Downstream tasks on embeddings computed once; evaluators yield records. No training of encoders here."""

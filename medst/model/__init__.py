@@ -1,0 +1,1 @@
+"""From batches to embeddings: experts, encoders, heads, weights in and out. No losses here."""

@@ -1,0 +1,62 @@
+"""What the encoders and MedST return.
+
+Legend: B pairs, L laterals that exist, P patches of one image, N word slots without [CLS],
+D encoder width, E embedding width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Output of the image encoder after its final LayerNorm."""
+
+    cls: Tensor
+    """(B, D) class token."""
+    frontal_patches: Tensor
+    """(B, P, D)."""
+    lateral_patches: Tensor
+    """(L, P, D): rows in the order of the laterals given."""
+    balance_loss: Tensor
+    """() load-balance loss of learned routing, 0 for view routing."""
+    expert_share: Tensor
+    """(layers, experts) share of tokens that each expert served (view-expert use)."""
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Output of the text encoder, aggregated to words."""
+
+    report: Tensor
+    """(B, D) word slot 0, [CLS]."""
+    words: Tensor
+    """(B, N, D) word slots 1.., zeros where there is no word."""
+    word_mask: Tensor
+    """(B, N) bool, True = a word ([SEP] counts as one, as published)."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Projected, unit-length embeddings: all that the objectives need."""
+
+    image: Tensor
+    """(B, E)."""
+    report: Tensor
+    """(B, E)."""
+    patches: Tensor
+    """(B, M, E): frontal patches, then lateral patches where any pair of the batch has a lateral
+    (M = P or 2 P); zeros where there is no lateral (`corrected`)."""
+    patch_mask: Tensor
+    """(B, M) bool, True = a patch that exists."""
+    words: Tensor
+    """(B, N, E)."""
+    word_mask: Tensor
+    """(B, N) bool."""
+    balance_loss: Tensor
+    """()."""
+    expert_share: Tensor
+    """(layers, experts)."""

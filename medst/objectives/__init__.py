@@ -1,0 +1,1 @@
+"""Pure functions of embeddings: the losses, the curriculum, retrieval accuracy. No modules with state, no config."""
