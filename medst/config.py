@@ -188,8 +188,8 @@ class ObjectiveConfig(Section):
 
 
 class TrainingConfig(Section):
-    epochs: Positive = 8.0
-    """Budget: epochs x training pairs = pairs seen. May be fractional."""
+    epochs: NonNegative = 8.0
+    """Budget: epochs x training pairs = pairs seen. May be fractional; 0 evaluates the untrained model."""
     pairs_per_batch: Annotated[int, Field(ge=2)] = 32
     learning_rate: Positive = 1.0e-3
     min_learning_rate: NonNegative = 1.0e-8
