@@ -1,0 +1,158 @@
+# The front door. `make` alone prints what there is to do; every target makes the environment that it needs.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# ---- What can be set on the command line -------------------------------------------------------------------------
+
+SWEEP ?= overview
+BASE ?=
+DATA ?=
+ARGS ?=
+EXECUTOR ?=
+PRESET ?= tiny
+PORT ?= 5000
+TEST_WORKERS ?= 2
+PAPER ?= components lambda experts curriculum sequence_length lateral_fraction fidelity
+
+# ---- The environment ---------------------------------------------------------------------------------------------
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+
+ifdef MEDST_PYTHON
+# Someone else's environment (a container, conda): used as it is, nothing is installed.
+PYTHON := $(MEDST_PYTHON)
+ENVIRONMENT :=
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+else
+PYTHON := $(VENV)/bin/python
+ENVIRONMENT := $(STAMP)
+# The stamp holds the folder for which the environment was made. An environment that was moved or copied along with
+# the folder, or whose Python is gone, is made anew.
+ifeq ($(shell test -f $(STAMP) && test "$$(cat $(STAMP))" = "$(CURDIR)" && $(PYTHON) -c '' 2>/dev/null && echo usable),)
+.PHONY: $(STAMP)
+endif
+endif
+
+# Nothing leaves the machine unasked.
+export MLFLOW_DISABLE_TELEMETRY := true
+export RAY_USAGE_STATS_ENABLED := 0
+export HF_HUB_DISABLE_TELEMETRY := 1
+export DO_NOT_TRACK := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+MEDST := $(PYTHON) -m medst
+SWEEP_OPTIONS = $(if $(BASE),--base "$(BASE)") $(if $(DATA),--data "$(DATA)") $(if $(EXECUTOR),--executor $(EXECUTOR)) $(ARGS)
+
+define FIND_PYTHON
+for candidate in python3 python3.13 python3.12 python3.11 python; do \
+    if "$$candidate" -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+        >/dev/null 2>&1; then python="$$candidate"; break; fi; \
+done; \
+if [ -z "$${python:-}" ]; then \
+    echo "medst needs Python 3.11, 3.12 or 3.13 with its venv module, and none was found on the PATH." >&2; \
+    echo "Install one (Debian, Ubuntu: apt install python3.11 python3.11-venv; conda: environment.yml)," >&2; \
+    echo "or name an environment that has everything installed: make MEDST_PYTHON=/path/to/python" >&2; \
+    exit 1; \
+fi
+endef
+
+# The stamp is removed first and written last: an interrupted installation starts from an empty environment next time.
+$(STAMP): requirements.lock pyproject.toml
+	@$(FIND_PYTHON); \
+	if [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && $(PYTHON) -c '' 2>/dev/null; then \
+	    echo "Updating the environment in $(VENV) ..."; rm -f $(STAMP); \
+	else \
+	    echo "Making the environment in $(VENV) with $$("$$python" --version): 3 to 10 minutes, 7 GB ..."; \
+	    rm -f $(STAMP); "$$python" -m venv --clear $(VENV); \
+	fi; \
+	$(PYTHON) -m pip install --quiet --requirement requirements.lock; \
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .; \
+	printf '%s' "$(CURDIR)" > $(STAMP); \
+	echo "The environment is ready."
+
+# ---- Experiments -------------------------------------------------------------------------------------------------
+
+.PHONY: sweep plan paper smoke
+sweep: $(ENVIRONMENT)  ## Run an ablation study and print its tables. SWEEP=overview BASE= DATA= EXECUTOR= ARGS="--set training.epochs=2"
+	@$(MEDST) sweep run $(SWEEP) $(SWEEP_OPTIONS)
+
+plan: $(ENVIRONMENT)  ## Print what `make sweep` would run, what is done already and how long it takes
+	@$(MEDST) sweep plan $(SWEEP) $(SWEEP_OPTIONS)
+
+paper: $(ENVIRONMENT)  ## Run all full studies, then make every table and figure (hours; interrupt and go on at will)
+	@for study in $(PAPER); do $(MEDST) sweep run "$$study" $(SWEEP_OPTIONS); done
+	@$(MEDST) results
+
+smoke: $(ENVIRONMENT)  ## A miniature of the whole path in 90 s: data, sweep, tables, figures
+	@$(MEDST) sweep run smoke $(SWEEP_OPTIONS)
+	@$(MEDST) results --study smoke
+
+# ---- Results -----------------------------------------------------------------------------------------------------
+
+.PHONY: results tables figures dashboard
+results: $(ENVIRONMENT)  ## Make all tables and figures in results/ from the tracking store alone
+	@$(MEDST) results $(ARGS)
+
+tables: $(ENVIRONMENT)  ## Make the tables only: Markdown, LaTeX, CSV
+	@$(MEDST) results tables $(ARGS)
+
+figures: $(ENVIRONMENT)  ## Make the figures only: PDF, PNG
+	@$(MEDST) results figures $(ARGS)
+
+dashboard: $(ENVIRONMENT)  ## Open MLflow on 127.0.0.1 (PORT=5000) on the tracking store
+	@$(MEDST) dashboard --port $(PORT)
+
+# ---- Data --------------------------------------------------------------------------------------------------------
+
+.PHONY: phantom
+phantom: $(ENVIRONMENT)  ## Write the phantom data. PRESET=tiny|small|paper|smoke DATA=data/phantom/<preset>
+	@$(MEDST) data phantom --preset $(PRESET) --out "$(or $(DATA),data/phantom/$(PRESET))" $(ARGS)
+
+# ---- Checks ------------------------------------------------------------------------------------------------------
+
+.PHONY: test test-slow check
+test: export OMP_NUM_THREADS = 1
+test: $(ENVIRONMENT)  ## Run the tests (under 10 minutes on 2 cores). TEST_WORKERS=2 ARGS="-k name"
+	@$(PYTHON) -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+
+test-slow: export OMP_NUM_THREADS = 1
+test-slow: $(ENVIRONMENT)  ## Run the tests that take minutes each
+	@$(PYTHON) -m pytest -m slow $(ARGS)
+
+check: $(ENVIRONMENT)  ## Lint and check the types
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m mypy
+
+# ---- The environment itself --------------------------------------------------------------------------------------
+
+.PHONY: setup lock clean help
+setup: $(ENVIRONMENT)  ## Make the environment only
+
+# One version of everything for all Pythons; versions already locked stay unless ARGS=--upgrade. The markers that uv
+# adds only repeat the platform.
+lock: $(ENVIRONMENT)  ## Renew requirements.lock and environment.yml after a change of pyproject.toml. ARGS=--upgrade
+	@sed -n '/^#/p' requirements.lock > requirements.lock.new
+	@cp requirements.lock requirements.lock.uv
+	@$(PYTHON) -m uv pip compile --quiet pyproject.toml --all-extras --universal --fork-strategy fewest \
+	    --python-version 3.11 --no-header --no-annotate --no-emit-index-url --output-file requirements.lock.uv $(ARGS)
+	@sed 's/ ;.*//' requirements.lock.uv >> requirements.lock.new
+	@{ sed '/- pip:/q' environment.yml; sed -n '/^[^#]/s/^/    - /p' requirements.lock.new; echo "    - --editable ."; } \
+	    > environment.yml.new
+	@rm requirements.lock.uv; mv environment.yml.new environment.yml; mv requirements.lock.new requirements.lock
+
+clean:  ## Remove the environment, caches and built results; data and the tracking store stay
+	rm -rf $(VENV) build results .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find medst sweeps analysis tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## Print this
+	@echo "Med-ST and its ablation studies. Start with: make sweep"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "Studies: $(basename $(notdir $(wildcard sweeps/*.yaml)))"
+	@echo "An own environment instead of $(VENV): make MEDST_PYTHON=/path/to/python <target>"
