@@ -1,0 +1,5 @@
+"""`python -m medst` is the command line."""
+
+from medst.cli import main
+
+main()
