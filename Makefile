@@ -54,7 +54,7 @@ for candidate in python3 python3.13 python3.12 python3.11 python; do \
     if "$$candidate" -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
         >/dev/null 2>&1; then python="$$candidate"; break; fi; \
 done; \
-if [ -z "$$$python" ]; then \
+if [ -z "$$python" ]; then \
     echo "medst needs Python 3.11, 3.12 or 3.13 with its venv module, and none was found on the PATH." >&2; \
     echo "Install one (Debian, Ubuntu: apt install python3.11 python3.11-venv; conda: environment.yml)," >&2; \
     echo "or name an environment that has everything installed: make MEDST_PYTHON=/path/to/python" >&2; \
