@@ -1,0 +1,58 @@
+"""The only room that speaks MLflow: it writes trials and studies down, and reads them back.
+
+What lives here: the tracker of one trial (`track`), which writes through a local append-only spool so that
+neither a lost server nor a kill loses or doubles anything; the runs of studies; the readers on which every
+table and figure stands. What must not: torch, Ray, anything that computes a trial's numbers.
+
+| file | holds |
+|---|---|
+| names | the tags, states and artifact paths that writer and reader share |
+| connection | addresses, clients, telemetry off, which errors mean "server away" |
+| environment | what a run says about the machine and the source it ran on |
+| privacy | what of a credentialed data set stays home |
+| spool | the append-only record of one trial on the local disk |
+| drain | spool -> MLflow, each thing once |
+| trials | `track`: a stream of records -> spool -> MLflow |
+| studies | the run of a study: plan, description, tables, figures; tags of shared trials |
+| reading | runs, curves, tables, arrays, configs as DataFrames |
+"""
+
+from medst.tracking.connection import TrackingPlace, default_uri
+from medst.tracking.drain import drain_spools
+from medst.tracking.environment import describe_environment, installed_version
+from medst.tracking.names import TrialState
+from medst.tracking.privacy import is_private_tracking_allowed
+from medst.tracking.reading import (
+    list_artifacts,
+    list_studies,
+    load_arrays,
+    load_config_of,
+    load_plan,
+    load_runs,
+    load_table,
+    metric_history,
+)
+from medst.tracking.studies import ensure_study_run, log_study_artifacts
+from medst.tracking.trials import TrialDescription, track
+
+__all__ = [
+    "TrackingPlace",
+    "TrialDescription",
+    "TrialState",
+    "default_uri",
+    "describe_environment",
+    "drain_spools",
+    "ensure_study_run",
+    "installed_version",
+    "is_private_tracking_allowed",
+    "list_artifacts",
+    "list_studies",
+    "load_arrays",
+    "load_config_of",
+    "load_plan",
+    "load_runs",
+    "load_table",
+    "log_study_artifacts",
+    "metric_history",
+    "track",
+]

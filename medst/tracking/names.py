@@ -1,0 +1,68 @@
+"""The names that the writer and the readers share: tags, states, artifact paths."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+KIND = "medst.kind"
+"""`trial` or `study`."""
+KEY = "medst.key"
+"""The trial key."""
+STUDY = "medst.study"
+"""Name of the study, on the run of a study."""
+STATE = "medst.state"
+"""A `TrialState`, or `interrupted` where a driver stopped the trial; says more than MLflow's status."""
+ARM = "medst.arm"
+SEED = "medst.seed"
+HEARTBEAT = "medst.heartbeat"
+"""Time of the last sign of life, in seconds since 1970."""
+DRAINED = "medst.drained"
+"""`<spool id>:<sequence number>` of the last spool entry that is in the store."""
+ATTEMPTS = "medst.attempts"
+FAILURE = "medst.failure"
+"""Why the trial failed or was pruned, one line; the traceback is the artifact `failure/traceback.txt`."""
+WITHHELD = "medst.withheld"
+"""Artifacts of a credentialed data set that were not tracked."""
+SOURCE = "medst.source"
+DATA = "medst.data"
+DATA_NAME = "medst.data_name"
+TORCH = "medst.torch"
+PARENT = "mlflow.parentRunId"
+NOTE = "mlflow.note.content"
+
+STUDY_PREFIX = "study."
+"""`study.<name>` = the trial's arm in that study."""
+FACT_METRIC_PREFIX = "facts/"
+FACT_TAG_PREFIX = "fact."
+SECONDS_METRIC = "cost/seconds"
+"""Seconds of computing over all attempts of a trial."""
+ATTEMPTS_METRIC = "cost/attempts"
+
+CONFIG_ARTIFACT = "config.yaml"
+ENVIRONMENT_ARTIFACT = "environment.json"
+TRACEBACK_ARTIFACT = "failure/traceback.txt"
+PLAN_ARTIFACT = "plan.json"
+TABLE_FOLDER = "predictions"
+ARRAY_FOLDER = "arrays"
+MODEL_FOLDER = "model"
+
+INTERRUPTED = "interrupted"
+
+
+class TrialState(Enum):
+    """The one state of a trial key in the ledger."""
+
+    MISSING = "missing"
+    RUNNING = "running"
+    FINISHED = "finished"
+    PRUNED = "pruned"
+    FAILED = "failed"
+
+
+MLFLOW_STATUS = {
+    TrialState.FINISHED.value: "FINISHED",
+    TrialState.FAILED.value: "FAILED",
+    TrialState.PRUNED.value: "KILLED",
+    INTERRUPTED: "KILLED",
+}
+"""State with which a trial ends -> MLflow's status of the run."""

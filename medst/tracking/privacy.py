@@ -1,0 +1,26 @@
+"""What of a credentialed data set stays home: it enters neither the store nor a persisted log."""
+
+from __future__ import annotations
+
+import os
+import re
+
+PRIVATE_SWITCH = "MEDST_TRACK_PRIVATE"
+"""Environment variable with which a user allows private artifacts of credentialed data in the store."""
+
+_IDENTIFIERS = re.compile(
+    r"\b[0-9a-f]{8}(?:-[0-9a-f]{8}){4}\b"  # dicom_id
+    r"|\b[ps][0-9]{7,8}\b"  # patient and study folders
+    r"|\b[0-9]{8}\b",  # bare patient and study ids
+    re.IGNORECASE,
+)
+
+
+def is_private_tracking_allowed() -> bool:
+    """True where the user set MEDST_TRACK_PRIVATE=true: the one explicit switch."""
+    return os.environ.get(PRIVATE_SWITCH, "").lower() in ("1", "true", "yes")
+
+
+def without_identifiers(text: str) -> str:
+    """`text` with patient, study and image identifiers replaced by `withheld`."""
+    return _IDENTIFIERS.sub("withheld", text)

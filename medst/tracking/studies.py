@@ -1,0 +1,73 @@
+"""The run of a study: its description, plan, tables and figures; and the tags of the trials that serve it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time as clock
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import RunTag
+
+from medst.tracking import names
+from medst.tracking.connection import EXPERIMENT, TrackingError, client, default_uri, ensure_experiment, find_experiment
+from medst.tracking.drain import find_or_create_run, find_run
+
+
+def ensure_study_run(uri: str, experiment: str, study: str, description: str, plan: Mapping[str, Any]) -> str:
+    """Id of the study's run, made if absent, with the description (Markdown) and the plan as they are now."""
+    run = find_or_create_run(uri, ensure_experiment(uri, experiment), names.STUDY, study, f"study: {study}",
+                             {names.KIND: "study", names.NOTE: description})
+    run_id = str(run.info.run_id)
+    client(uri).log_batch(run_id, tags=[RunTag(names.NOTE, description)])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / names.PLAN_ARTIFACT
+        path.write_text(json.dumps(plan, indent=1, ensure_ascii=False), encoding="utf-8")
+        client(uri).log_artifact(run_id, str(path))
+    return run_id
+
+
+def end_study_run(uri: str, run_id: str, is_complete: bool) -> None:
+    """Say whether all trials of the study are finished."""
+    client(uri).set_terminated(run_id, "FINISHED" if is_complete else "KILLED")
+
+
+def resume_study_run(uri: str, run_id: str) -> None:
+    client(uri).update_run(run_id, status="RUNNING")
+
+
+def tag_trials(uri: str, run_ids: Iterable[str], tags: Iterable[Mapping[str, str]]) -> None:
+    """Set tags of trial runs that are in the store already: the arm that they are in another study."""
+    for run_id, values in zip(run_ids, tags, strict=True):
+        client(uri).log_batch(run_id, tags=[RunTag(*item) for item in values.items()])
+
+
+def reap(uri: str, run_ids: Iterable[str]) -> None:
+    """End runs whose process is gone, so that none is left RUNNING; they go on when they are run again."""
+    for run_id in run_ids:
+        client(uri).log_batch(run_id, tags=[RunTag(names.STATE, names.INTERRUPTED)])
+        client(uri).set_terminated(run_id, "KILLED", end_time=int(clock.time() * 1000))
+
+
+def log_study_artifacts(study: str, folder: Path, uri: str | None = None, experiment: str = EXPERIMENT,
+                        under: str = "results") -> str:
+    """Track the files of `folder` in the run of the study, under the artifact folder `under`.
+
+    Raises:
+        TrackingError: the store has no run of that study.
+    """
+    uri = uri or default_uri()
+    run_id = study_run_id(study, uri, experiment)
+    client(uri).log_artifacts(run_id, str(folder), under)
+    return run_id
+
+
+def study_run_id(study: str, uri: str, experiment: str) -> str:
+    """Raises TrackingError where the store has no run of that study."""
+    found = find_experiment(uri, experiment)
+    run = find_run(uri, found.experiment_id, names.STUDY, study) if found is not None else None
+    if run is None:
+        raise TrackingError(f"tracking store {uri}: no study '{study}'; run it first with `medst sweep run {study}`")
+    return str(run.info.run_id)

@@ -1,0 +1,248 @@
+"""`track`: writes a trial's stream of records down and passes it on.
+
+The order of things is the crash contract. A record is on the disk before the trial is asked for the
+next one, so that a checkpoint never knows more than the spool; the spool is drained from time to time
+and completely at the end; the run is terminated when everything else of it is in the store.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time as clock
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from medst.config import Config, flatten, source_fingerprint
+from medst.records import Arrays, Checkpoint, Facts, Metrics, Progress, Record, Table
+from medst.tracking import names
+from medst.tracking.connection import TrackingPlace, find_experiment, is_away
+from medst.tracking.drain import BATCH_METRICS, BATCH_OTHERS, Drain, batches_of, find_run
+from medst.tracking.privacy import without_identifiers
+from medst.tracking.spool import Spool, spool_lock
+
+FLUSH_SECONDS = 2.0
+"""Least time between two batches of a trial; the spool is written without delay."""
+HEARTBEAT_SECONDS = 60.0
+"""Longest time without a sign of life while the trial makes progress."""
+PATIENCE_SECONDS = 90.0
+"""How long the end of a trial waits for an absent store; then the spool waits for the next start."""
+
+_NAME = re.compile(r"[\w\-. :/]{1,250}")
+_LONGEST_TAG = 5000
+_LONGEST_PARAM = 6000
+
+
+@dataclass(frozen=True)
+class TrialDescription:
+    """What identifies a trial and what its run says about it."""
+
+    config: Config
+    """As the user wrote it: paths relative to the project."""
+    key: str
+    arm: str
+    data_name: str
+    data_fingerprint: str
+    is_credentialed: bool
+    torch_version: str
+    studies: Mapping[str, str] = field(default_factory=dict)
+    """Study -> the trial's arm in it."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    parent_run_id: str | None = None
+    is_private_tracked: bool = False
+    """The user's explicit switch: private artifacts of a credentialed data set are tracked too."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm} · seed {self.config.seed}"
+
+    def tags(self) -> dict[str, str]:
+        tags = {names.ARM: self.arm, names.SEED: str(self.config.seed), names.SOURCE: source_fingerprint(),
+                names.DATA: self.data_fingerprint, names.DATA_NAME: self.data_name, names.TORCH: self.torch_version}
+        tags.update({f"{names.STUDY_PREFIX}{study}": arm for study, arm in self.studies.items()})
+        tags.update({f"environment.{name}": value for name, value in self.environment.items()})
+        if self.parent_run_id is not None:
+            tags[names.PARENT] = self.parent_run_id
+        return tags
+
+
+def track(records: Iterator[Record], description: TrialDescription, place: TrackingPlace,
+          model_folder: Path | None = None) -> Iterator[Record]:
+    """Write every record of a trial down, then pass it on.
+
+    The run ends as FINISHED when the stream ends, as FAILED with traceback and config when it raises (the
+    exception is passed on), and as interrupted when the consumer stops early. While another process
+    computes the same trial, this one waits. A trial that is finished yields nothing.
+
+    Args:
+        model_folder: saved model that is tracked as the artifact `model` if it is there at the end.
+
+    Raises:
+        ValueError: a metric name that a tracking store cannot hold.
+        OSError: the spool cannot be written (no space on the disk).
+    """
+    # Held until the process ends or the stream is done: two processes never write one spool.
+    with spool_lock(place.folder, description.key):
+        if _is_finished(description.key, place):
+            return
+        writer = _Writer(description, place)
+        try:
+            for record in records:
+                writer.write(record)
+                yield record
+            writer.finish(model_folder)
+        except (GeneratorExit, KeyboardInterrupt, SystemExit):
+            writer.end(names.INTERRUPTED, {})
+            raise
+        except Exception as error:
+            writer.fail(error)
+            raise
+        finally:
+            writer.close()
+
+
+def _is_finished(key: str, place: TrackingPlace) -> bool:
+    """True where the store says so; False also while it is away: doubled work is lost, results are not."""
+    try:
+        experiment = find_experiment(place.uri, place.experiment)
+        run = find_run(place.uri, experiment.experiment_id, names.KEY, key) if experiment is not None else None
+    except Exception as error:
+        if is_away(error):
+            return False
+        raise
+    return run is not None and run.info.status == "FINISHED"
+
+
+class _Writer:
+    """Turns records into spool entries and flushes them."""
+
+    def __init__(self, description: TrialDescription, place: TrackingPlace) -> None:
+        self._description = description
+        self._began = clock.monotonic()
+        self._spool = Spool(place.folder / "spool" / description.key, {
+            "key": description.key, "name": description.name, "time": _now(), "tags": description.tags()})
+        self._drain = Drain(self._spool, place.uri, place.experiment)
+        self._withheld: list[str] = []
+        self._flushed = -math.inf
+        self._write_head()
+
+    def _append(self, **parts: Any) -> None:
+        self._spool.append(time=_now(), seconds=round(clock.monotonic() - self._began, 3), **parts)
+
+    def _write_head(self) -> None:
+        """What stands before step 1: the resolved config, the environment, the fingerprints."""
+        flat = flatten(self._description.config)
+        self._spool.put_text(names.CONFIG_ARTIFACT, yaml.safe_dump(
+            self._description.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        self._spool.put_text(names.ENVIRONMENT_ARTIFACT,
+                             json.dumps(dict(self._description.environment), indent=1, ensure_ascii=False))
+        self._append(tags={names.STATE: names.TrialState.RUNNING.value, names.ATTEMPTS: str(self._spool.attempt)},
+                     artifacts=(names.CONFIG_ARTIFACT, names.ENVIRONMENT_ARTIFACT))
+        for params in batches_of({key: _as_text(value)[:_LONGEST_PARAM] for key, value in flat.items()}, BATCH_OTHERS):
+            self._append(params=params)
+
+    def write(self, record: Record) -> None:
+        match record:
+            case Metrics(step, values):
+                self._write_metrics(step, values)
+            case Facts(values):
+                self._write_facts(values)
+            case Table():
+                self._write_file(f"{names.TABLE_FOLDER}/{record.name}.parquet", record.is_private,
+                                 lambda path: record.frame.to_parquet(path, index=False))
+            case Arrays():
+                self._write_file(f"{names.ARRAY_FOLDER}/{record.name}.npz", record.is_private,
+                                 lambda path: _write_arrays(path, record.arrays))
+            case Progress():
+                if clock.monotonic() - self._flushed > HEARTBEAT_SECONDS:
+                    self._append()
+                    self._flush()
+                return
+            case Checkpoint():
+                return
+        if clock.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._flush()
+
+    def _write_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        for name in values:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"metric name {name!r} cannot be tracked: letters, digits and _-. :/ only")
+        for part in batches_of({name: float(value) for name, value in values.items()}, BATCH_METRICS):
+            self._append(step=step, metrics=part)
+
+    def _write_facts(self, values: Mapping[str, Any]) -> None:
+        numbers = {f"{names.FACT_METRIC_PREFIX}{name}": float(value) for name, value in values.items()
+                   if isinstance(value, int | float | np.number) and not isinstance(value, bool)}
+        texts = {f"{names.FACT_TAG_PREFIX}{name}": _as_text(value)[:_LONGEST_TAG] for name, value in values.items()
+                 if f"{names.FACT_METRIC_PREFIX}{name}" not in numbers}
+        if numbers:
+            self._write_metrics(0, numbers)
+        for part in batches_of(texts, BATCH_OTHERS) if texts else ():
+            self._append(tags=part)
+
+    def _write_file(self, artifact: str, is_private: bool, write: Any) -> None:
+        described = self._description
+        if is_private and described.is_credentialed and not described.is_private_tracked:
+            self._withheld.append(artifact)
+            self._append(tags={names.WITHHELD: ", ".join(self._withheld)[:_LONGEST_TAG]})
+            return
+        self._spool.put(artifact, write)
+        self._append(artifacts=(artifact,))
+
+    def _flush(self) -> None:
+        self._drain.attempt()
+        self._flushed = clock.monotonic()
+
+    def finish(self, model_folder: Path | None) -> None:
+        if model_folder is not None and model_folder.is_dir():
+            described = self._description
+            if described.is_credentialed and not described.is_private_tracked:
+                self._withheld.append(names.MODEL_FOLDER)
+                self._append(tags={names.WITHHELD: ", ".join(self._withheld)[:_LONGEST_TAG]})
+            else:
+                self._spool.put_folder(names.MODEL_FOLDER, model_folder)
+                self._append(artifacts=(names.MODEL_FOLDER,))
+        self._append()
+        self.end(names.TrialState.FINISHED.value, {
+            names.SECONDS_METRIC: self._spool.seconds(), names.ATTEMPTS_METRIC: float(self._spool.attempt)})
+
+    def fail(self, error: Exception) -> None:
+        """Keep the reason and the traceback; credentialed data lose the identifiers in them."""
+        reason = "".join(traceback.format_exception_only(error)).strip()
+        story = "".join(traceback.format_exception(error))
+        if self._description.is_credentialed:
+            reason, story = without_identifiers(reason), without_identifiers(story)
+        self._spool.put_text(names.TRACEBACK_ARTIFACT, story)
+        self._append(tags={names.FAILURE: reason[:_LONGEST_TAG]}, artifacts=(names.TRACEBACK_ARTIFACT,))
+        self.end(names.TrialState.FAILED.value, {})
+
+    def end(self, state: str, metrics: Mapping[str, float]) -> None:
+        self._append(end=state, tags={names.STATE: state}, metrics=metrics)
+        self._drain.insist(0.0 if state == names.INTERRUPTED else PATIENCE_SECONDS)
+
+    def close(self) -> None:
+        if self._drain.is_complete and self._spool.entries[-1].end == names.TrialState.FINISHED.value:
+            self._spool.remove()
+        else:
+            self._spool.close()
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    for name in arrays:
+        assert name not in ("file", "allow_pickle"), f"array name {name!r} is taken by numpy's writer"
+    np.savez_compressed(path, allow_pickle=False, **dict(arrays))
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _now() -> int:
+    return int(clock.time() * 1000)
