@@ -16,6 +16,8 @@ VIEWS = ("AP", "PA", "LL", "LATERAL")
 FRONTAL_VIEWS = ("AP", "PA")
 LATERAL_VIEWS = ("LL", "LATERAL")
 
+_ON_HOST = ("frontal_view", "lateral_view", "lateral_row", "word_of_token")
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -56,5 +58,10 @@ class Batch:
         return int(self.word_of_token.max()) + 1
 
     def to(self, device: torch.device | str) -> Batch:
+        """The batch with its images, tokens, studies and sequences on `device`.
+
+        What routes tokens (views, rows, word slots) stays on the host, which plans with it: so that no step
+        has to wait for an accelerator.
+        """
         return replace(self, **{field.name: getattr(self, field.name).to(device, non_blocking=True)
-                                for field in fields(self)})
+                                for field in fields(self) if field.name not in _ON_HOST})

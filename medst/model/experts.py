@@ -1,0 +1,92 @@
+"""Mixture of View Experts: the feed-forward half of a transformer block.
+
+What must not live here: which view a token has (routing.py), attention (image.py).
+
+Legend: T tokens of the whole batch, D width, E experts.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from medst.model.initialisation import initialise_transformer, stream
+
+_NORM_EPSILON = 1e-6
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+class Expert(nn.Module):
+    """LayerNorm and feed-forward of one view."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=_NORM_EPSILON)
+        self.mlp = Mlp(width, hidden)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(T, D) -> (T, D)."""
+        return self.mlp(self.norm(tokens))
+
+
+class ViewExperts(nn.Module):
+    """One expert per group of views; each serves contiguous slices of the tokens."""
+
+    def __init__(self, width: int, hidden: int, num_experts: int, *, seed: int, name: str, copies: bool) -> None:
+        """With `copies`, every expert starts as a copy of the first; else each from its own stream."""
+        super().__init__()
+        self.experts = nn.ModuleList(
+            [_initialised(Expert(width, hidden), seed, f"{name}.{0 if copies else index}")
+             for index in range(num_experts)]
+        )
+
+    def forward(self, tokens: Tensor, segments: tuple[tuple[int, int], ...]) -> Tensor:
+        """(T, D) tokens in slices of (expert, number of tokens) -> (T, D)."""
+        if len(segments) == 1:
+            return self.experts[segments[0][0]](tokens)
+        pieces = tokens.split([size for _, size in segments])
+        return torch.cat([self.experts[expert](piece) for (expert, _), piece in zip(segments, pieces, strict=True)])
+
+
+class LearnedExperts(nn.Module):
+    """Top-1 routing of every token by a linear gate, as in the Switch Transformer (Fedus et al., 2022).
+
+    No token is dropped: there is no capacity limit. The sizes of the experts' shares are needed on the host,
+    so this routing synchronises once a block on an accelerator.
+    """
+
+    def __init__(self, width: int, hidden: int, num_experts: int, *, seed: int, name: str, copies: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=_NORM_EPSILON)
+        self.gate = _initialised(nn.Linear(width, num_experts, bias=False), seed, f"{name}.gate")
+        self.experts = nn.ModuleList(
+            [_initialised(Mlp(width, hidden), seed, f"{name}.{0 if copies else index}")
+             for index in range(num_experts)]
+        )
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, D) -> output (T, D), balance loss () and the experts' shares of the tokens (E,).
+
+        The output is scaled by the gate's probability, through which the gate learns. The balance loss is
+        E * sum_e f_e P_e with f_e the share of tokens sent to e and P_e its mean probability: 1 at best.
+        """
+        num_experts = len(self.experts)
+        normed = self.norm(tokens)
+        probabilities = torch.softmax(self.gate(normed).float(), dim=-1)
+        probability, chosen = probabilities.max(dim=-1)
+        counts = torch.bincount(chosen, minlength=num_experts)
+        order = chosen.argsort(stable=True)
+        pieces = normed[order].split(counts.tolist())
+        served = torch.cat([expert(piece) for expert, piece in zip(self.experts, pieces, strict=True)])
+        share = counts / chosen.numel()
+        balance = num_experts * (share * probabilities.mean(dim=0)).sum()
+        return served[order.argsort()] * probability[:, None], balance, share
+
+
+def _initialised(module: _Module, seed: int, name: str) -> _Module:
+    with stream(seed, name):
+        initialise_transformer(module)
+    return module

@@ -1,0 +1,221 @@
+"""Multi-view image encoder: a vision transformer whose feed-forwards are view experts.
+
+Attention (and its norm) is shared by all tokens of a pair; the tokens of each view pass through the expert of
+that view. Tokens of a two-view pair: [class, frontal patches, lateral patches]; the class token and the frontal
+patches have positions 0..P, the lateral patches 1..P again, and there is no view embedding.
+
+What must not live here: which expert serves what (routing.py), pretrained weights (weights.py).
+
+Legend: B pairs, L laterals, P patches of one image, T tokens of the whole batch, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed
+from torch import Tensor, nn
+
+from medst.config import Behaviour, ExpertsConfig, ImageEncoderConfig
+from medst.data.batch import VIEWS
+from medst.model.experts import LearnedExperts, ViewExperts
+from medst.model.initialisation import initialise_transformer, stream
+from medst.model.outputs import ImageFeatures
+from medst.model.routing import TokenLayout, arrange
+
+_NORM_EPSILON = 1e-6
+_UNKNOWN_LATERAL = VIEWS.index("LATERAL")
+
+
+class ConvolutionalStem(nn.Module):
+    """3x3 convolutions of stride 2 down to the patch grid, then a 1x1 convolution (Xiao et al., 2021).
+
+    Group norm with one group stands in for batch norm, so that an image's tokens depend on that image alone.
+    """
+
+    def __init__(self, patch_size: int, num_channels: int, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        num_halvings = int(math.log2(patch_size))
+        channels = num_channels
+        for index in range(num_halvings):
+            target = max(8, width >> (num_halvings - index))
+            layers += [nn.Conv2d(channels, target, 3, stride=2, padding=1, bias=False), nn.GroupNorm(1, target),
+                       nn.ReLU()]
+            channels = target
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, width, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, height, width) -> (B, P, D)."""
+        return self.layers(images.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2)
+
+
+class PairAttention(nn.Module):
+    """Self-attention inside every pair: over both views where there is a lateral, else over the frontal image."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor, layout: TokenLayout, key_mask: Tensor | None) -> Tensor:
+        """(T, D) -> (T, D); `key_mask` (L, 1, 1, 1 + 2 P), False = not attended to."""
+        num_pairs, num_laterals, num_patches = layout.num_pairs, layout.num_laterals, layout.num_patches
+        length = num_patches + 1
+        projected = self.qkv(tokens)
+        if num_laterals == 0:
+            return self.proj(self._attend(projected.view(num_pairs, length, -1), None).flatten(0, 1))
+        frontal, single, lateral = projected.split(
+            [num_laterals * length, (num_pairs - num_laterals) * length, num_laterals * num_patches]
+        )
+        both = torch.cat([frontal.view(num_laterals, length, -1), lateral.view(num_laterals, num_patches, -1)], dim=1)
+        frontal, lateral = self._attend(both, key_mask).split([length, num_patches], dim=1)
+        attended = [frontal.flatten(0, 1), lateral.flatten(0, 1)]
+        if num_pairs > num_laterals:
+            attended.insert(1, self._attend(single.view(num_pairs - num_laterals, length, -1), None).flatten(0, 1))
+        return self.proj(torch.cat(attended))
+
+    def _attend(self, projected: Tensor, key_mask: Tensor | None) -> Tensor:
+        """(rows, tokens, 3 D) -> (rows, tokens, D)."""
+        rows, length, _ = projected.shape
+        query, key, value = projected.view(rows, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask)
+        return attended.transpose(1, 2).flatten(2)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: shared attention, then experts."""
+
+    def __init__(self, image: ImageEncoderConfig, experts: ExpertsConfig, *, seed: int, name: str,
+                 copies: bool) -> None:
+        super().__init__()
+        with stream(seed, f"{name}.attention"):
+            self.norm1 = nn.LayerNorm(image.width, eps=_NORM_EPSILON)
+            self.attention = PairAttention(image.width, image.num_heads)
+            initialise_transformer(self.attention)
+        hidden = round(image.width * image.mlp_ratio * experts.hidden_scale)
+        kind = LearnedExperts if experts.routing == "learned" else ViewExperts
+        self.experts = kind(image.width, hidden, experts.num_experts, seed=seed, name=f"{name}.experts",
+                            copies=copies)
+
+    def forward(self, tokens: Tensor, layout: TokenLayout, key_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, D) -> tokens (T, D), balance loss (), shares of the experts (E,); the latter two for learned
+        routing only, else empty."""
+        tokens = tokens + self.attention(self.norm1(tokens), layout, key_mask)
+        if isinstance(self.experts, LearnedExperts):
+            served, balance, share = self.experts(tokens)
+            return tokens + served, balance, share
+        nothing = tokens.new_empty(0)
+        return tokens + self.experts(tokens, layout.segments), nothing, nothing
+
+
+class ImageEncoder(nn.Module):
+    """Encodes pairs of views, or images of one view alone."""
+
+    def __init__(self, image: ImageEncoderConfig, experts: ExpertsConfig, *, image_size: int, seed: int,
+                 initialisation: Behaviour) -> None:
+        super().__init__()
+        if image_size % image.patch_size:
+            raise ValueError(f"image side {image_size} is not a multiple of model.image.patch_size={image.patch_size}")
+        self.num_patches = (image_size // image.patch_size) ** 2
+        self.num_channels = image.num_channels
+        self.missing_lateral = image.missing_lateral
+        self.is_learned = experts.routing == "learned"
+        self.num_experts = experts.num_experts
+        with stream(seed, "image.stem"):
+            self.stem: nn.Module = (
+                PatchEmbed(image_size, image.patch_size, image.num_channels, image.width)
+                if image.stem == "patch" else ConvolutionalStem(image.patch_size, image.num_channels, image.width)
+            )
+        with stream(seed, "image.tokens"):
+            self.cls_token = nn.Parameter(torch.empty(1, 1, image.width).normal_(std=1e-6))
+            self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.num_patches, image.width))
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.blocks = nn.ModuleList(
+            [Block(image, experts, seed=seed, name=f"image.blocks.{index}", copies=initialisation == "corrected")
+             for index in range(image.num_layers)]
+        )
+        self.norm = nn.LayerNorm(image.width, eps=_NORM_EPSILON)
+
+    def forward(
+        self,
+        frontal: Tensor,
+        frontal_view: Tensor,
+        lateral: Tensor | None = None,
+        lateral_view: Tensor | None = None,
+        lateral_row: Tensor | None = None,
+    ) -> ImageFeatures:
+        """Encode B pairs.
+
+        Args:
+            frontal: (B, C, side, side) in [-1, 1], C the encoder's channels or 1 (then repeated). A lateral alone
+                may stand here: its view code sends it to the lateral expert.
+            frontal_view: (B,) int64 view codes.
+            lateral: (L, C, side, side), the laterals that exist; None or L = 0: single-view encoding.
+            lateral_view: (L,) int64 view codes.
+            lateral_row: (L,) int64, strictly increasing rows of the pairs.
+        """
+        num_pairs, device = frontal.shape[0], frontal.device
+        views = frontal_view.tolist()
+        lateral_views: list[int] = []
+        rows: list[int] = []
+        key_mask = None
+        if lateral is not None and lateral.shape[0] > 0:
+            assert lateral_view is not None and lateral_row is not None
+            lateral_views, rows = lateral_view.tolist(), lateral_row.tolist()
+            if self.missing_lateral == "released" and len(rows) < num_pairs:
+                # Absent laterals are mid-grey images whose tokens are computed but not attended to.
+                present = dict(zip(rows, lateral_views, strict=True))
+                index = torch.tensor(rows).to(device, non_blocking=True)
+                lateral = lateral.new_zeros(num_pairs, *lateral.shape[1:]).index_copy(0, index, lateral)
+                lateral_views = [present.get(row, _UNKNOWN_LATERAL) for row in range(num_pairs)]
+                rows = list(range(num_pairs))
+                key_mask = torch.ones(num_pairs, 1, 1, 1 + 2 * self.num_patches, dtype=torch.bool)
+                key_mask[[row not in present for row in rows], ..., 1 + self.num_patches:] = False
+        layout = arrange(views, lateral_views, rows, self.num_patches, 1 if self.is_learned else self.num_experts)
+        order = torch.tensor(layout.frontal_order)
+        inverse = order.argsort().to(device, non_blocking=True)
+        if key_mask is not None:
+            key_mask = key_mask[order].to(device, non_blocking=True)
+        images = frontal[order.to(device, non_blocking=True)]
+        if rows:
+            assert lateral is not None
+            lateral_order = torch.tensor(layout.lateral_order)
+            images = torch.cat([images, lateral[lateral_order.to(device, non_blocking=True)]])
+            lateral_inverse = lateral_order.argsort().to(device, non_blocking=True)
+
+        tokens, balance_loss, expert_share = self._encode(images, layout, key_mask)
+        num_frontal = num_pairs * (1 + self.num_patches)
+        frontal_tokens = tokens[:num_frontal].view(num_pairs, 1 + self.num_patches, -1)[inverse]
+        lateral_patches = tokens[num_frontal:].view(len(rows), self.num_patches, -1)
+        if rows:
+            lateral_patches = lateral_patches[lateral_inverse]
+        return ImageFeatures(
+            cls=frontal_tokens[:, 0],
+            frontal_patches=frontal_tokens[:, 1:],
+            lateral_patches=lateral_patches,
+            lateral_row=torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True),
+            balance_loss=balance_loss,
+            expert_share=expert_share,
+        )
+
+    def _encode(self, images: Tensor, layout: TokenLayout, key_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B + L, C, side, side) in the layout's order -> tokens (T, D), balance loss, expert shares."""
+        num_pairs = layout.num_pairs
+        patches = self.stem(images.expand(-1, self.num_channels, -1, -1)) + self.pos_embed[:, 1:]
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(num_pairs, -1, -1)
+        frontal, lateral = patches.split([num_pairs, layout.num_laterals])
+        tokens = torch.cat([torch.cat([cls, frontal], dim=1).flatten(0, 1), lateral.flatten(0, 1)])
+        balances, shares = [], []
+        for block in self.blocks:
+            tokens, balance, share = block(tokens, layout, key_mask)
+            balances.append(balance)
+            shares.append(share)
+        tokens = self.norm(tokens)
+        if self.is_learned:
+            return tokens, torch.stack(balances).mean(), torch.stack(shares)
+        share = torch.tensor([layout.expert_share(self.num_experts)] * len(self.blocks))
+        return tokens, tokens.new_zeros((), dtype=torch.float32), share.to(tokens.device, non_blocking=True)

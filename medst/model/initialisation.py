@@ -1,0 +1,35 @@
+"""Named random streams for the initialisation of modules.
+
+Every module draws its initial weights from its own stream, so that what two arms of a study have in common
+starts from the same numbers, whatever else an arm adds. What must not live here: the weights themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from medst.config import stream_seed
+
+
+@contextmanager
+def stream(seed: int, name: str) -> Iterator[None]:
+    """Draw from the stream `init.<name>` of a trial's seed inside, and leave the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(stream_seed(seed, f"init.{name}"))
+        yield
+
+
+def initialise_transformer(module: nn.Module) -> None:
+    """Vision-transformer initialisation in place: truncated normal (0.02) weights, zero biases, unit norms."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,150 @@
+"""Text encoder: BERT, whose token vectors are added up to words.
+
+What must not live here: tokenisation (data), reading of pretrained files (weights.py).
+
+Legend: B reports, W token positions, N word slots without [CLS], K words of the batch, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from medst.config import Behaviour, TextEncoderConfig
+from medst.model.initialisation import stream
+from medst.model.outputs import TextFeatures
+
+
+def bert_config(text: TextEncoderConfig, vocabulary_size: int, max_positions: int) -> BertConfig:
+    """The architecture that the fields of `text` describe (its `name` is for weights.py)."""
+    num_layers = text.num_layers
+    if text.depth == "released":
+        num_layers = max(1, num_layers // 2)
+    return BertConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=text.width,
+        num_hidden_layers=num_layers,
+        num_attention_heads=text.num_heads,
+        intermediate_size=text.hidden_width,
+        hidden_dropout_prob=text.dropout,
+        attention_probs_dropout_prob=text.dropout,
+        max_position_embeddings=max_positions,
+    )
+
+
+def add_up_words(vectors: Tensor, word_of_token: Tensor, num_slots: int) -> Tensor:
+    """Sum of the vectors of each word's tokens.
+
+    Args:
+        vectors: (B, W, D).
+        word_of_token: (B, W) int64 word slot of every token, -1 for none.
+        num_slots: word slots to return, [CLS] included.
+
+    Returns:
+        (B, num_slots, D), zeros where there is no word.
+    """
+    num_reports, _, width = vectors.shape
+    # Tokens of no word go to a slot of their own, which is cut off.
+    slot = torch.where(word_of_token < 0, num_slots, word_of_token)
+    row = torch.arange(num_reports, device=slot.device)[:, None] * (num_slots + 1)
+    sums = vectors.new_zeros(num_reports * (num_slots + 1), width)
+    sums = sums.index_add(0, (row + slot).flatten(), vectors.flatten(0, 1))
+    return sums.view(num_reports, num_slots + 1, width)[:, :num_slots]
+
+
+class TextEncoder(nn.Module):
+    """BERT without pooler, then words."""
+
+    def __init__(self, architecture: BertConfig, text: TextEncoderConfig, *, seed: int) -> None:
+        super().__init__()
+        self.positions: Behaviour = text.positions
+        self.word_aggregation: Behaviour = text.word_aggregation
+        with stream(seed, "text"):
+            self.bert = BertModel._from_config(architecture, attn_implementation="sdpa", add_pooling_layer=False)
+        if self.positions == "released":
+            # The published program adds no token-type embedding: a zero that does not learn.
+            types = self.bert.embeddings.token_type_embeddings
+            types.requires_grad_(False)
+            nn.init.zeros_(types.weight)
+
+    @property
+    def max_positions(self) -> int:
+        return self.bert.config.max_position_embeddings
+
+    def tokens(self, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, W), (B, W) -> last-layer token vectors (B, W, D)."""
+        return self._hidden_states(token_ids, attention_mask)[-1]
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        attention_mask: Tensor,
+        word_of_token: Tensor,
+        *,
+        num_slots: int | None = None,
+        with_attention: bool = False,
+    ) -> TextFeatures:
+        """Encode reports.
+
+        Args:
+            token_ids: (B, W) int64, [CLS] first.
+            attention_mask: (B, W) int64, 1 = token.
+            word_of_token: (B, W) int64 word slots, [CLS] 0, -1 for tokens of no word; contiguous from 0.
+            num_slots: word slots to return, [CLS] included; None: as many as the longest report has.
+            with_attention: also return the last layer's attention from [CLS] to each word.
+        """
+        longest = max(2, int(word_of_token.max()) + 1)
+        num_slots = longest if num_slots is None else num_slots
+        assert num_slots >= longest, f"{longest} words do not fit into {num_slots} slots"
+        device = token_ids.device
+        num_words = word_of_token.amax(dim=1)
+        word_mask = torch.arange(1, num_slots, device=num_words.device) <= num_words[:, None]
+        word_index = word_mask.flatten().nonzero()[:, 0]
+        slots = word_of_token.to(device, non_blocking=True)
+
+        hidden = self._hidden_states(token_ids, attention_mask)
+        words = add_up_words(hidden[-1], slots, num_slots)
+        return TextFeatures(
+            report=words[:, 0],
+            words=words[:, 1:],
+            word_mask=word_mask.to(device, non_blocking=True),
+            word_index=word_index.to(device, non_blocking=True),
+            attention=self._word_attention(hidden[-2], attention_mask, slots, num_slots) if with_attention else None,
+        )
+
+    def _hidden_states(self, token_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
+        """Embeddings and the output of every layer, each (B, W, D)."""
+        length = token_ids.shape[1]
+        if length > self.max_positions:
+            raise ValueError(
+                f"captions of {length} tokens are longer than the text encoder's {self.max_positions} positions; "
+                "lower data.caption_tokens"
+            )
+        positions = torch.arange(length, device=token_ids.device)[None]
+        if self.positions == "released":
+            positions = torch.zeros_like(positions)
+        hidden = self.bert.embeddings(input_ids=token_ids, position_ids=positions,
+                                      token_type_ids=torch.zeros_like(positions))
+        keys = attention_mask[:, None, None, :].bool()
+        states = [hidden]
+        for layer in self.bert.encoder.layer:
+            states.append(layer(states[-1], attention_mask=keys))
+        return states
+
+    def _word_attention(self, hidden: Tensor, attention_mask: Tensor, slots: Tensor, num_slots: int) -> Tensor:
+        """Attention of the last layer from [CLS], mean of the heads, added up per word: (B, N).
+
+        As published (`word_aggregation=released`), the attention to token t + 1 is added to the word that holds
+        token t.
+        """
+        attention = self.bert.encoder.layer[-1].attention.self
+        heads = (hidden.shape[0], -1, attention.num_attention_heads, attention.attention_head_size)
+        query = attention.query(hidden[:, :1]).view(heads).transpose(1, 2)
+        key = attention.key(hidden).view(heads).transpose(1, 2)
+        scores = (query @ key.transpose(2, 3)) * attention.scaling
+        scores = scores.masked_fill(attention_mask[:, None, None, :] == 0, -torch.inf)
+        weights = scores.softmax(dim=-1).mean(dim=1).transpose(1, 2)  # (B, W, 1)
+        if self.word_aggregation == "released":
+            weights, slots = weights[:, 1:], slots[:, :-1]
+        return add_up_words(weights, slots, num_slots)[:, 1:, 0]
