@@ -7,8 +7,9 @@ elsewhere from `Report.mentioned`).
 
     write_report(patient, study_index, dials, rng, grammar="first") -> Report
     phrase(finding, rng, grammar="first") -> str
+    sentence_pairs(num_pairs, rng, grammar="first") -> DataFrame (lives in `sentence_pairs`)
 
-Both are pure functions of their arguments and of the generator's state. Words of change are true: they
+All are pure functions of their arguments and of the generator's state. Words of change are true: they
 follow `course.progression` between the study and the one that the report was compared with
 (`Report.compared_with`), or are not spoken.
 """
@@ -18,21 +19,26 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
-from medst.data.phantom import grammar_first, grammar_second
-from medst.data.phantom.course import FINDINGS, Finding, FindingName, Patient, Progression, Side, Study, progression
-from medst.data.phantom.lexicon import Degree, Group, Lexicon, Part
+from medst.data.phantom.course import FINDINGS, Finding, FindingName, Patient, Progression, Study, progression
+from medst.data.phantom.lexicon import Group
+from medst.data.phantom.sentence_pairs import sentence_pairs
+from medst.data.phantom.sentences import (
+    LEXICONS,
+    Change,
+    Dials,
+    GrammarName,
+    Mention,
+    PlainDials,
+    SentenceWriter,
+    Statement,
+    degree_of,
+)
 
-GrammarName = Literal["first", "second"]
-Mention = Literal["positive", "negative", "uncertain"]
-Change = Literal["improving", "stable", "worsening", "new", "resolved"]
+__all__ = ["Dials", "GrammarName", "Mention", "Report", "phrase", "sentence_pairs", "write_report"]
 
-LEXICONS: Mapping[GrammarName, Lexicon] = {"first": grammar_first.LEXICON, "second": grammar_second.LEXICON}
-OPPOSITE: Mapping[Side, Side] = {"left": "right", "right": "left"}
-PARTS: tuple[Part, ...] = ("verb", "adjective", "predicate", "noun")
 GROUP_OF_FINDING: Mapping[FindingName, Group] = {
     "consolidation": "lungs",
     "edema": "lungs",
@@ -42,53 +48,54 @@ GROUP_OF_FINDING: Mapping[FindingName, Group] = {
 }
 
 # Habits of dictation that no dial governs.
+LARGE_HEART, MODERATELY_LARGE_HEART = 0.52, 0.6
+"""Cardiothoracic ratios."""
 BIG_CHANGE_OF_HEART = 0.03
-"""Cardiothoracic ratios closer than this are called stable."""
+"""Ratios closer than this are called stable."""
 COMPARED_WITH_OLDER = 0.1
 """Share of reports compared with the study before the previous one."""
 COMPARED_OUTSIDE = 0.15
 """Share of first studies compared with an examination that the data do not hold."""
 NO_FINDINGS_SECTION, NO_IMPRESSION_SECTION, MERGED_SECTION, NO_HEADINGS = 0.12, 0.06, 0.06, 0.04
-PLACED_AFTER_NOUN = 0.35
-PNEUMONIA_BY_NAME = 0.3
+"""Shares of layouts; the rest has FINDINGS and IMPRESSION."""
+FEVER_WITHOUT_MENTION, FEVER_WITHOUT_PNEUMONIA = 0.15, 0.1
+"""Shares of pneumonias without their indication, and of the indication without pneumonia."""
 UNNAMED_CHANGE = 0.25
+"""Share of reports with one common change that say it without naming what has changed."""
+REPEATED_CHANGE = 0.5
+"""Share of changes in FINDINGS that the IMPRESSION repeats."""
 NUMBERED_IMPRESSION = 0.4
 LINE_WIDTH = 78
+SHALLOW, DEEP = -0.4, 0.4
+"""Inspiration that is remarked on."""
 
-Item = TypeVar("Item")
 
-
-class Dials(Protocol):
-    """The dials that a grammar needs: probabilities, but for the threshold."""
-
-    @property
-    def change_words(self) -> float:
-        """That a change relative to the compared study is spoken."""
-
-    @property
-    def word_localisation(self) -> float:
-        """That words of side and of zone are kept, each by itself."""
-
-    @property
-    def copy_forward(self) -> float:
-        """That a finding is described as it was in the previous study, as copied text does."""
-
-    @property
-    def omission(self) -> float:
-        """That a fact is left out."""
-
-    @property
-    def hedge(self) -> float:
-        """That a finding is called possible; pneumonia, of which one picture is never proof, more often."""
-
-    @property
-    def order_carries_meaning(self) -> float:
-        """That a side or a direction is told by the order of words alone ('on the left but not on the
-        right', 'from small to moderate')."""
-
-    @property
-    def change_threshold(self) -> float:
-        """Change of severity above which a finding improves or worsens, as for the labels."""
+COMPLAINTS: Mapping[FindingName, tuple[str, ...]] = {
+    "pneumonia": (
+        "fever and cough // pneumonia?",
+        "cough, fever // evaluate for pneumonia",
+        "productive cough // infiltrate?",
+    ),
+    "edema": (
+        "shortness of breath // edema?",
+        "CHF // evaluate volume status",
+        "hypoxia // pulmonary edema?",
+    ),
+    "pneumothorax": (
+        "chest pain // pneumothorax?",
+        "chest tube // evaluate pneumothorax",
+        "trauma // ptx?",
+    ),
+    "pleural_effusion": ("dyspnea // effusion?", "shortness of breath // evaluate effusion"),
+}
+"""Indications, in the order in which one is taken where several findings are present. The cleaned text
+that the model reads never holds them."""
+COMPLAINTS_WITH_DEVICE = ("line placement // position?", "intubation // evaluate tube position")
+COMPLAINTS_OF_OTHERS = (
+    "chest pain // acute process?",
+    "dyspnea // evaluate for acute process",
+    "weakness // infiltrate?",
+)
 
 
 @dataclass(frozen=True)
@@ -101,38 +108,6 @@ class Report:
 
 
 @dataclass(frozen=True)
-class _NounPhrase:
-    text: str
-    is_plural: bool
-    is_countable: bool
-
-    def fill(self, frame: str, **words: str) -> str:
-        """The frame with this phrase and its agreement; a space is left to each word by its frame."""
-        head = frame[max(frame.find("{a}"), 0) :].removeprefix("{a}").split("{np}")[0]
-        following = head + self.text
-        article = "" if self.is_plural or not self.is_countable else "an " if following[0] in "aeiou" else "a "
-        return frame.format(
-            np=self.text,
-            a=article,
-            be="are" if self.is_plural else "is",
-            have="have" if self.is_plural else "has",
-            **words,
-        )
-
-
-@dataclass(frozen=True)
-class _Statement:
-    """What a report says about one finding."""
-
-    name: FindingName
-    mention: Mention
-    parts: tuple[Finding, ...]
-    """The finding as described, strongest first; more than one where sides differ; empty for a negation."""
-    change: Change | None
-    degree_before: Degree | None
-
-
-@dataclass(frozen=True)
 class _Body:
     """Sentences without their full stops."""
 
@@ -140,10 +115,6 @@ class _Body:
     impression: list[str]
     unnamed_change: list[str]
     """None or one; closes FINDINGS where no IMPRESSION follows, else opens the IMPRESSION."""
-
-
-def degree_of(severity: float) -> Degree:
-    return "small" if severity < 0.34 else "moderate" if severity < 0.67 else "large"
 
 
 def write_report(
@@ -161,7 +132,7 @@ def write_report(
     Raises:
         KeyError: `grammar` is not one of `LEXICONS`.
     """
-    writer = _Writer(LEXICONS[grammar], dials, rng)
+    writer = _ReportWriter(LEXICONS[grammar], dials, rng)
     study = patient.studies[study_index]
     compared_with = writer.compared_study(study_index)
     is_compared_outside = study_index == 0 and writer.happens(COMPARED_OUTSIDE)
@@ -182,35 +153,11 @@ def write_report(
 
 def phrase(finding: Finding, rng: np.random.Generator, grammar: GrammarName = "first") -> str:
     """A grounding phrase for one finding, with degree, side and zone: 'small left pleural effusion'."""
-    return _Writer(LEXICONS[grammar], _PlainDials(), rng).noun_phrase(finding.name, (finding,), False).text
+    return SentenceWriter(LEXICONS[grammar], PlainDials(), rng).noun_phrase(finding.name, (finding,)).text
 
 
-@dataclass(frozen=True)
-class _PlainDials:
-    """Everything that is known is said."""
-
-    change_words: float = 1.0
-    word_localisation: float = 1.0
-    copy_forward: float = 0.0
-    omission: float = 0.0
-    hedge: float = 0.0
-    order_carries_meaning: float = 0.0
-    change_threshold: float = 0.0
-
-
-class _Writer:
+class _ReportWriter(SentenceWriter):
     """Draws the choices of one report."""
-
-    def __init__(self, lexicon: Lexicon, dials: Dials, rng: np.random.Generator) -> None:
-        self.lexicon = lexicon
-        self.dials = dials
-        self.rng = rng
-
-    def pick(self, options: Sequence[Item]) -> Item:
-        return options[int(self.rng.integers(len(options)))]
-
-    def happens(self, probability: float) -> bool:
-        return bool(self.rng.random() < probability)
 
     # ---------------------------------------------------------------- facts
 
@@ -221,7 +168,7 @@ class _Writer:
 
     def statement(
         self, name: FindingName, study: Study, previous: Study | None, prior: Study | None
-    ) -> _Statement | None:
+    ) -> Statement | None:
         """What is said about one finding; None where nothing is."""
         if self.happens(self.dials.omission):
             return None
@@ -238,10 +185,10 @@ class _Writer:
             change = _named_change(progression(prior, described, name, self.dials.change_threshold), before, now)
         if not now:
             is_resolved = change == "resolved"
-            return _Statement(name, "negative", before if is_resolved else (), change if is_resolved else None, None)
+            return Statement(name, "negative", before if is_resolved else (), change if is_resolved else None, None)
         # A single picture hardly proves pneumonia: it is hedged more often than the rest.
         hedge = 1.0 - (1.0 - self.dials.hedge) ** 2 if name == "pneumonia" else self.dials.hedge
-        return _Statement(
+        return Statement(
             name=name,
             mention="uncertain" if self.happens(hedge) else "positive",
             parts=now,
@@ -249,121 +196,18 @@ class _Writer:
             degree_before=degree_of(before[0].severity) if before else None,
         )
 
-    # ---------------------------------------------------------------- phrases
-
-    def noun_phrase(self, name: FindingName, parts: tuple[Finding, ...], is_uncertain: bool) -> _NounPhrase:
-        """'small left pleural effusion', 'moderate consolidation in the right upper lobe', ..."""
-        return self._noun_phrase(name, parts, is_uncertain, has_degree=True, clause="")
-
-    def _noun_phrase(
-        self, name: FindingName, parts: tuple[Finding, ...], is_uncertain: bool, has_degree: bool, clause: str
-    ) -> _NounPhrase:
-        words = self.lexicon.findings[name]
-        noun = self.pick(words.nouns)
-        prefix = diagnosis = degree = ""
-        if name == "pneumonia" and is_uncertain:
-            diagnosis = " " + self.pick(self.lexicon.pneumonia_uncertain)
-        elif name == "pneumonia" and self.happens(PNEUMONIA_BY_NAME):
-            noun = self.lexicon.pneumonia_direct
-        elif name == "pneumonia":
-            diagnosis = " " + self.pick(self.lexicon.pneumonia_certain)
-        elif is_uncertain:
-            prefix = self.pick(self.lexicon.uncertain_prefixes)
-        if has_degree and not self.happens(self.dials.omission):
-            degree = self.pick(words.degrees[degree_of(parts[0].severity)])
-        side, before, after = self.place(name, parts)
-        is_plural = side == "bilateral" and noun.plural is not None
-        head = noun.plural if is_plural and noun.plural is not None else noun.text
-        text = " ".join(word for word in (prefix, degree, *before, head) if word)
-        return _NounPhrase(text + after + diagnosis + clause, is_plural, noun.is_countable)
-
-    def place(self, name: FindingName, parts: tuple[Finding, ...]) -> tuple[Side | None, list[str], str]:
-        """The side that is told, the words of place before the noun, and those after it."""
-        words = self.lexicon.findings[name]
-        side: Side = parts[0].side if all(part.side == parts[0].side for part in parts) else "bilateral"
-        has_side = self.happens(self.dials.word_localisation)
-        has_zone = self.happens(self.dials.word_localisation)
-        is_told_by_order = self.happens(self.dials.order_carries_meaning)
-        is_after = self.happens(PLACED_AFTER_NOUN)
-        zone = parts[0].zone
-        adjectives = [self.pick(words.zone_adjectives[zone])] if has_zone and words.zone_adjectives[zone] else []
-        if not has_side:
-            return None, adjectives, ""
-        if is_told_by_order and side != "bilateral":
-            contrast = self.pick(self.lexicon.contrasts).format(side=side, other=OPPOSITE[side])
-            return side, adjectives, f" {contrast}"
-        if is_told_by_order and parts[0].side != "bilateral":
-            asymmetry = self.pick(self.lexicon.asymmetries).format(side=parts[0].side, other=OPPOSITE[parts[0].side])
-            return side, adjectives, f" {asymmetry}"
-        if is_after and has_zone and words.zone_places[zone]:
-            singular, plural = self.pick(words.zone_places[zone])
-            return side, [], f" in both {plural}" if side == "bilateral" else f" in the {side} {singular}"
-        if is_after:
-            return side, adjectives, f" {self.pick(self.lexicon.side_places[side])}"
-        return side, [self.pick(self.lexicon.sides[side]), *adjectives], ""
-
-    # ---------------------------------------------------------------- sentences
-
-    def sentence(self, statement: _Statement, study: Study, is_terse: bool) -> str:
-        """One sentence for a finding that is present, or that has resolved; without its full stop."""
-        lexicon = self.lexicon
-        name, parts, change = statement.name, statement.parts, statement.change
-        is_uncertain = statement.mention == "uncertain"
-        if change == "resolved":
-            gone = self._noun_phrase(name, parts, False, has_degree=False, clause="")
-            return gone.fill(self.pick(lexicon.resolved_frames), since=self.pick(lexicon.since))
-        clause = self.clause(name, parts[0], study)
-        now = degree_of(parts[0].severity)
-        if change is None:
-            if is_uncertain and name != "pneumonia" and not is_terse and self.happens(0.5):
-                plain = self._noun_phrase(name, parts, False, has_degree=True, clause=clause)
-                return plain.fill(self.pick(lexicon.uncertain_statements))
-            subject = self._noun_phrase(name, parts, is_uncertain, has_degree=True, clause=clause)
-            return subject.fill(self.pick(lexicon.summary_statements if is_terse else lexicon.statements))
-        if change == "new":
-            subject = self._noun_phrase(name, parts, is_uncertain, has_degree=True, clause=clause)
-            return subject.fill(self.pick(lexicon.new_frames), since=self.pick(lexicon.since))
-        before = statement.degree_before
-        if before is not None and before != now and change != "stable":
-            if self.happens(self.dials.order_carries_meaning):
-                subject = self._noun_phrase(name, parts, is_uncertain, has_degree=False, clause=clause)
-                degrees = lexicon.findings[name].degrees
-                return subject.fill(
-                    self.pick(lexicon.order_frames),
-                    before=self.pick(degrees[before]),
-                    now=self.pick(degrees[now]),
-                    since=self.pick(lexicon.since),
-                )
-        subject = self._noun_phrase(name, parts, is_uncertain, has_degree=True, clause=clause)
-        return subject.fill(
-            self.pick(lexicon.change_frames), since=self.pick(lexicon.since), **self.terms(name, change)
-        )
-
-    def terms(self, name: FindingName, change: Progression) -> dict[str, str]:
-        """One term of change for each part of speech."""
-        terms = {part: self.pick(self.lexicon.terms[change][part]) for part in PARTS}
-        if self.happens(0.4):
-            terms["predicate"] = self.pick(self.lexicon.findings[name].sizes[change])
-        return terms
-
-    def clause(self, name: FindingName, finding: Finding, study: Study) -> str:
+    def clause(self, statement: Statement, study: Study) -> str:
         """What tells how the finding was seen."""
-        if finding.is_lateral_only:
+        name, lexicon = statement.name, self.lexicon
+        if statement.parts[0].is_lateral_only:
             is_placed = name == "pleural_effusion" and self.happens(self.dials.word_localisation)
-            return " " + self.pick(self.lexicon.lateral_only_effusion if is_placed else self.lexicon.lateral_only)
+            return f" {self.pick(lexicon.lateral_only_effusion if is_placed else lexicon.lateral_only)}"
         if name == "pneumothorax" and study.is_supine and not self.happens(self.dials.omission):
-            return " " + self.pick(self.lexicon.supine_pneumothorax)
+            return f" {self.pick(lexicon.supine_pneumothorax)}"
         return ""
 
-    def negation(self, names: Sequence[FindingName]) -> str:
-        nouns = [self.pick(self.lexicon.findings[name].negated) for name in names]
-        if self.happens(0.5):
-            nouns.reverse()
-        listed = nouns[0] if len(nouns) == 1 else f"{', '.join(nouns[:-1])} or {nouns[-1]}"
-        return self.pick(self.lexicon.negations).format(list=listed)
-
     def body(
-        self, study: Study, prior: Study | None, is_compared_outside: bool, statements: Sequence[_Statement]
+        self, study: Study, prior: Study | None, is_compared_outside: bool, statements: Sequence[Statement]
     ) -> _Body:
         unnamed = self.unnamed_change(statements, is_compared_outside)
         if unnamed is not None:
@@ -374,7 +218,7 @@ class _Writer:
         findings = [sentence for group in self.lexicon.order for sentence in groups[group]]
         return _Body(findings, self.impression(study, statements), [] if unnamed is None else [unnamed])
 
-    def unnamed_change(self, statements: Sequence[_Statement], is_compared_outside: bool) -> str | None:
+    def unnamed_change(self, statements: Sequence[Statement], is_compared_outside: bool) -> str | None:
         """'No significant interval change': a change without its subject, where it is true of all."""
         is_present = [statement for statement in statements if statement.mention != "negative"]
         changes = {statement.change for statement in is_present}
@@ -388,11 +232,13 @@ class _Writer:
             return None
         return self.pick(self.lexicon.unnamed_change[change])
 
-    def add_findings(self, groups: dict[Group, list[str]], study: Study, statements: Sequence[_Statement]) -> None:
+    def add_findings(self, groups: dict[Group, list[str]], study: Study, statements: Sequence[Statement]) -> None:
         absent = [statement.name for statement in statements if not statement.parts]
         for statement in statements:
             if statement.parts:
-                groups[GROUP_OF_FINDING[statement.name]].append(self.sentence(statement, study, is_terse=False))
+                groups[GROUP_OF_FINDING[statement.name]].append(
+                    self.sentence(statement, self.clause(statement, study), is_terse=False)
+                )
         has_lung_finding = any(GROUP_OF_FINDING[finding.name] == "lungs" for finding in study.findings)
         if not has_lung_finding and not groups["lungs"] and self.happens(0.3):
             groups["lungs"].append(self.pick(self.lexicon.lungs_clear))
@@ -409,16 +255,16 @@ class _Writer:
         if not self.happens(omission):
             size = study.heart_size
             is_stable = prior is not None and abs(prior.heart_size - size) < BIG_CHANGE_OF_HEART
-            if size > 0.52 and is_stable and self.happens(0.5 * self.dials.change_words):
+            if size > LARGE_HEART and is_stable and self.happens(0.5 * self.dials.change_words):
                 options = lexicon.heart_stable
             else:
                 options = (
                     lexicon.heart_normal if size <= 0.52 else lexicon.heart_mild if size <= 0.6 else lexicon.heart_large
                 )
             groups["heart"].append(self.pick(options))
-        if study.inspiration < -0.4 and not self.happens(omission):
+        if study.inspiration < SHALLOW and not self.happens(omission):
             groups["volumes"].append(self.pick(lexicon.low_volumes))
-        elif study.inspiration > 0.4 and self.happens(0.4 * (1.0 - omission)):
+        elif study.inspiration > DEEP and self.happens(0.4 * (1.0 - omission)):
             groups["volumes"].append(self.pick(lexicon.good_volumes))
         if self.happens(0.3 * (1.0 - omission)):
             groups["bones"].append(self.pick(lexicon.bones))
@@ -439,18 +285,18 @@ class _Writer:
                 name = self.pick(lexicon.devices[kind].name).format(side="")
                 groups["devices"].append(self.pick(lexicon.device_removed).format(name=name))
 
-    def impression(self, study: Study, statements: Sequence[_Statement]) -> list[str]:
+    def impression(self, study: Study, statements: Sequence[Statement]) -> list[str]:
         sentences = []
         for statement in statements:
-            if statement.parts and (statement.change != "resolved" or self.happens(0.5)):
-                is_repeated = statement.change == "resolved" or self.happens(0.5)
+            is_repeated = self.happens(REPEATED_CHANGE)
+            if statement.parts and (statement.change != "resolved" or is_repeated):
                 said = statement if is_repeated else replace(statement, change=None)
-                sentences.append(self.sentence(said, study, is_terse=True))
+                sentences.append(self.sentence(said, self.clause(said, study), is_terse=True))
+        absent = [statement.name for statement in statements if not statement.parts]
         if not study.findings:
             sentences.append(self.pick(self.lexicon.nothing_acute))
-        elif absent := [statement.name for statement in statements if not statement.parts]:
-            if not sentences or self.happens(0.25):
-                sentences.append(self.negation([self.pick(absent)]))
+        elif absent and (not sentences or self.happens(0.25)):
+            sentences.append(self.negation([self.pick(absent)]))
         return sentences
 
     # ---------------------------------------------------------------- the page
@@ -471,38 +317,24 @@ class _Writer:
             technique = f"Single {views} view of the chest."
         if study.is_portable and has_lateral:
             technique = f"{technique} Lateral view."
-        sections = [
+        return [
             ("EXAMINATION", examination),
             ("INDICATION", f"___{patient.sex} with {self.complaint(study)}"),
             ("TECHNIQUE", technique),
             ("COMPARISON", comparison),
         ]
-        return sections
 
     def complaint(self, study: Study) -> str:
         """Why the study was asked for. Fever and cough go with pneumonia; not every fever is one."""
-        names = {finding.name for finding in study.findings}
-        if "pneumonia" in names and self.happens(0.85) or self.happens(0.1):
-            return self.pick(
-                (
-                    "fever and cough // pneumonia?",
-                    "cough, fever // evaluate for pneumonia",
-                    "productive cough // infiltrate?",
-                )
-            )
-        if "edema" in names:
-            return self.pick(
-                ("shortness of breath // edema?", "CHF // evaluate volume status", "hypoxia // pulmonary edema?")
-            )
-        if "pneumothorax" in names:
-            return self.pick(("chest pain // pneumothorax?", "chest tube // evaluate pneumothorax", "trauma // ptx?"))
-        if "pleural_effusion" in names:
-            return self.pick(("dyspnea // effusion?", "shortness of breath // evaluate effusion"))
-        if study.devices:
-            return self.pick(("line placement // position?", "intubation // evaluate tube position"))
-        return self.pick(
-            ("chest pain // acute process?", "dyspnea // evaluate for acute process", "weakness // infiltrate?")
-        )
+        present = {finding.name for finding in study.findings}
+        reason = next((name for name in COMPLAINTS if name in present), None)
+        if reason == "pneumonia" and self.happens(FEVER_WITHOUT_MENTION):
+            reason = None
+        elif self.happens(FEVER_WITHOUT_PNEUMONIA):
+            reason = "pneumonia"
+        if reason is not None:
+            return self.pick(COMPLAINTS[reason])
+        return self.pick(COMPLAINTS_WITH_DEVICE if study.devices else COMPLAINTS_OF_OTHERS)
 
     def comparison(self, study_index: int, compared_with: int | None, is_compared_outside: bool) -> str:
         if is_compared_outside:

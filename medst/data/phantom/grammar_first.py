@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from medst.data.phantom.course import Progression, Zone
 from medst.data.phantom.lexicon import DeviceWords, FindingWords, Lexicon, Noun
 
-_SMALLER = {
+_SMALLER: Mapping[Progression, tuple[str, ...]] = {
     "improving": ("smaller", "decreased in size"),
     "stable": ("unchanged in size", "the same size as before"),
     "worsening": ("larger", "increased in size"),
 }
-_LESS_EXTENSIVE = {
+_LESS_EXTENSIVE: Mapping[Progression, tuple[str, ...]] = {
     "improving": ("less extensive", "less conspicuous"),
-    "stable": ("unchanged in extent", "equally conspicuous"),
+    "stable": ("equally extensive", "similarly conspicuous"),
     "worsening": ("more extensive", "more conspicuous"),
 }
-_LUNG_ADJECTIVES = {
+_LUNG_ADJECTIVES: Mapping[Zone, tuple[str, ...]] = {
     "upper": ("upper lobe", "upper lung", "apical"),
     "middle": ("mid lung", "perihilar"),
     "lower": ("lower lobe", "basilar", "lung base"),
     "retrocardiac": ("retrocardiac",),
 }
-_LUNG_PLACES = {
+_LUNG_PLACES: Mapping[Zone, tuple[tuple[str, str], ...]] = {
     "upper": (("upper lobe", "upper lobes"), ("upper lung", "upper lungs")),
     "middle": (("mid lung", "mid lungs"), ("mid lung zone", "mid lung zones")),
     "lower": (("lower lobe", "lower lobes"), ("lung base", "lung bases")),
     "retrocardiac": (("retrocardiac region", "retrocardiac regions"),),
 }
-_NOWHERE = {"upper": (), "middle": (), "lower": (), "retrocardiac": ()}
+_NO_ADJECTIVES: Mapping[Zone, tuple[str, ...]] = {"upper": (), "middle": (), "lower": (), "retrocardiac": ()}
+_NOWHERE: Mapping[Zone, tuple[tuple[str, str], ...]] = {"upper": (), "middle": (), "lower": (), "retrocardiac": ()}
 
 LEXICON = Lexicon(
     findings={
@@ -63,7 +67,7 @@ LEXICON = Lexicon(
             negated=("pulmonary edema", "overt edema"),
             sizes={
                 "improving": ("less severe", "less pronounced"),
-                "stable": ("unchanged in severity", "similar in severity"),
+                "stable": ("equally severe", "similarly pronounced"),
                 "worsening": ("more severe", "more pronounced"),
             },
         ),
@@ -74,7 +78,7 @@ LEXICON = Lexicon(
                 "moderate": ("moderate", "moderate sized"),
                 "large": ("large", "massive"),
             },
-            zone_adjectives=_NOWHERE,
+            zone_adjectives=_NO_ADJECTIVES,
             zone_places=_NOWHERE,
             negated=("pleural effusion", "effusion"),
             sizes=_SMALLER,
@@ -122,25 +126,25 @@ LEXICON = Lexicon(
     statements=("there {be} {a}{np}", "{a}{np} {be} present", "{a}{np} {be} seen", "{a}{np} {be} noted"),
     uncertain_statements=("{a}{np} cannot be excluded", "there may be {a}{np}"),
     negations=("there is no {list}", "no {list}", "no {list} is seen", "no evidence of {list}"),
-    summary_statements=("{np}", "findings of {np}"),
+    summary_statements=("{np}", "{a}{np} {be} seen"),
     terms={
         "improving": {
-            "verb": ("improved", "decreased", "partially cleared"),
+            "verb": ("improved", "decreased", "partially cleared", "become better"),
             "adjective": ("improved", "decreased", "improving"),
-            "predicate": ("improved", "decreased", "better"),
-            "noun": ("improvement", "interval improvement", "decrease", "interval decrease"),
+            "predicate": ("improved", "decreased", "better", "partially cleared"),
+            "noun": ("improvement", "decrease", "interval improvement", "partial clearing"),
         },
         "stable": {
-            "verb": ("not changed", "remained stable", "remained unchanged"),
+            "verb": ("persisted", "stabilized", "not changed", "remained stable"),
             "adjective": ("stable", "unchanged", "persistent"),
-            "predicate": ("stable", "unchanged", "not significantly changed"),
-            "noun": ("no change", "no interval change", "no significant change"),
+            "predicate": ("stable", "unchanged", "similar", "not different"),
+            "noun": ("stability", "persistence", "no change", "little difference"),
         },
         "worsening": {
-            "verb": ("worsened", "increased", "progressed"),
+            "verb": ("worsened", "increased", "further progressed", "become worse"),
             "adjective": ("worsened", "increased", "worsening"),
-            "predicate": ("worse", "increased", "worsened"),
-            "noun": ("worsening", "interval worsening", "increase", "interval increase"),
+            "predicate": ("worse", "increased", "worsened", "further progressed"),
+            "noun": ("worsening", "increase", "interval worsening", "further progression"),
         },
     },
     change_frames=(
@@ -168,7 +172,15 @@ LEXICON = Lexicon(
         "resolution of the {np}{since}",
         "the {np} {be} no longer seen",
     ),
-    since=("", "", "", " since the prior study", " compared to the prior radiograph", " since ___", " in the interval"),
+    since=(
+        "",
+        "",
+        "",
+        " since the prior study",
+        " compared to the prior radiograph",
+        " since ___",
+        " in the interval",
+    ),
     unnamed_change={
         "improving": ("interval improvement", "improved appearance of the chest"),
         "stable": ("no significant interval change", "unchanged", "stable appearance of the chest"),

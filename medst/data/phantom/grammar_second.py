@@ -3,31 +3,35 @@ fields: `lexicon`. Says what the first grammar says with other synonyms, frames 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from medst.data.phantom.course import Progression, Zone
 from medst.data.phantom.lexicon import DeviceWords, FindingWords, Lexicon, Noun
 
-_SIZE = {
+_SIZE: Mapping[Progression, tuple[str, ...]] = {
     "improving": ("lesser in volume", "reduced in volume"),
     "stable": ("constant in volume", "the same volume as earlier"),
     "worsening": ("greater in volume", "enlarged in volume"),
 }
-_EXTENT = {
+_EXTENT: Mapping[Progression, tuple[str, ...]] = {
     "improving": ("less widespread", "less prominent"),
-    "stable": ("as widespread as earlier", "equally prominent"),
+    "stable": ("equally widespread", "similarly prominent"),
     "worsening": ("more widespread", "more prominent"),
 }
-_LUNG_ADJECTIVES = {
+_LUNG_ADJECTIVES: Mapping[Zone, tuple[str, ...]] = {
     "upper": ("upper zone", "apical"),
     "middle": ("middle zone", "midlung"),
     "lower": ("lower zone", "basal"),
     "retrocardiac": ("retrocardiac",),
 }
-_LUNG_PLACES = {
+_LUNG_PLACES: Mapping[Zone, tuple[tuple[str, str], ...]] = {
     "upper": (("upper zone", "upper zones"), ("apex", "apices")),
     "middle": (("middle zone", "middle zones"),),
     "lower": (("lower zone", "lower zones"), ("base", "bases")),
     "retrocardiac": (("retrocardiac area", "retrocardiac areas"),),
 }
-_NOWHERE = {"upper": (), "middle": (), "lower": (), "retrocardiac": ()}
+_NO_ADJECTIVES: Mapping[Zone, tuple[str, ...]] = {"upper": (), "middle": (), "lower": (), "retrocardiac": ()}
+_NOWHERE: Mapping[Zone, tuple[tuple[str, str], ...]] = {"upper": (), "middle": (), "lower": (), "retrocardiac": ()}
 
 LEXICON = Lexicon(
     findings={
@@ -37,7 +41,11 @@ LEXICON = Lexicon(
                 Noun("lobar consolidation", "lobar consolidations", is_countable=False),
                 Noun("alveolar consolidation", "alveolar consolidations", is_countable=False),
             ),
-            degrees={"small": ("slight", "hazy"), "moderate": ("intermediate", "medium"), "large": ("heavy", "gross")},
+            degrees={
+                "small": ("slight", "hazy"),
+                "moderate": ("intermediate", "medium"),
+                "large": ("heavy", "gross"),
+            },
             zone_adjectives=_LUNG_ADJECTIVES,
             zone_places=_LUNG_PLACES,
             negated=("lobar consolidation", "consolidation"),
@@ -59,7 +67,7 @@ LEXICON = Lexicon(
             negated=("edema", "alveolar edema"),
             sizes={
                 "improving": ("less intense", "less prominent"),
-                "stable": ("constant in intensity", "equally prominent"),
+                "stable": ("equally intense", "similarly prominent"),
                 "worsening": ("more intense", "more prominent"),
             },
         ),
@@ -68,8 +76,12 @@ LEXICON = Lexicon(
                 Noun("pleural fluid collection", "pleural fluid collections"),
                 Noun("layering effusion", "layering effusions"),
             ),
-            degrees={"small": ("minor", "slight"), "moderate": ("medium", "intermediate"), "large": ("sizable", "big")},
-            zone_adjectives=_NOWHERE,
+            degrees={
+                "small": ("minor", "slight"),
+                "moderate": ("medium", "intermediate"),
+                "large": ("sizable", "big"),
+            },
+            zone_adjectives=_NO_ADJECTIVES,
             zone_places=_NOWHERE,
             negated=("pleural fluid", "effusion"),
             sizes=_SIZE,
@@ -80,7 +92,11 @@ LEXICON = Lexicon(
                 Noun("parenchymal opacity", "parenchymal opacities"),
                 Noun("infection", is_countable=False),
             ),
-            degrees={"small": ("slight", "hazy"), "moderate": ("intermediate", "medium"), "large": ("heavy", "gross")},
+            degrees={
+                "small": ("slight", "hazy"),
+                "moderate": ("intermediate", "medium"),
+                "large": ("heavy", "gross"),
+            },
             zone_adjectives=_LUNG_ADJECTIVES,
             zone_places=_LUNG_PLACES,
             negated=("pneumonia", "infectious process"),
@@ -88,7 +104,11 @@ LEXICON = Lexicon(
         ),
         "pneumothorax": FindingWords(
             nouns=(Noun("pneumothorax", "pneumothoraces"), Noun("pleural air collection", "pleural air collections")),
-            degrees={"small": ("minor", "slight"), "moderate": ("medium", "intermediate"), "large": ("sizable", "big")},
+            degrees={
+                "small": ("minor", "slight"),
+                "moderate": ("medium", "intermediate"),
+                "large": ("sizable", "big"),
+            },
             zone_adjectives={"upper": ("apical",), "middle": (), "lower": ("basal",), "retrocardiac": ()},
             zone_places=_NOWHERE,
             negated=("pneumothorax", "pleural air"),
@@ -109,24 +129,24 @@ LEXICON = Lexicon(
     statements=("{a}{np} {be} identified", "we see {a}{np}", "{a}{np} {be} demonstrated", "evident is {a}{np}"),
     uncertain_statements=("{a}{np} {be} not excluded", "{a}{np} might be present"),
     negations=("negative for {list}", "{list} is not identified", "without {list}", "absence of {list}"),
-    summary_statements=("{np}", "overall {np}"),
+    summary_statements=("{np}", "{a}{np} {be} evident"),
     terms={
         "improving": {
             "verb": ("regressed", "lessened", "receded"),
             "adjective": ("regressing", "receding", "diminished"),
-            "predicate": ("diminished", "reduced", "lessened"),
+            "predicate": ("diminished", "reduced", "lessened", "partly gone"),
             "noun": ("regression", "reduction", "diminution"),
         },
         "stable": {
-            "verb": ("stayed constant", "been static", "stayed the same"),
+            "verb": ("lingered", "plateaued", "endured"),
             "adjective": ("static", "constant", "unaltered"),
-            "predicate": ("unaltered", "static", "the same as earlier"),
-            "noun": ("stability", "constancy", "no alteration"),
+            "predicate": ("unaltered", "static", "constant", "much alike"),
+            "noun": ("constancy", "steadiness", "sameness"),
         },
         "worsening": {
             "verb": ("advanced", "grown", "deteriorated"),
             "adjective": ("advancing", "growing", "enlarging"),
-            "predicate": ("enlarged", "more advanced", "deteriorated"),
+            "predicate": ("enlarged", "advanced", "deteriorated", "further developed"),
             "noun": ("growth", "advancement", "deterioration"),
         },
     },

@@ -1,0 +1,152 @@
+"""Pairs of sentences about change, in the manner of the text part of MS-CXR-T.
+
+RadGraph pairs are two differently worded sentences about the same finding that tell the same progression
+(paraphrase) or different ones (contradiction). Swaps pairs are one sentence twice, with one term of change
+swapped for a synonym or for a term of another progression. Within a pair the two terms share no word and
+all else is drawn alike for both categories, so that the overlap of words says nothing about the category.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from medst.data.phantom.course import FINDINGS, Finding, FindingName, Progression, Side, Zone
+from medst.data.phantom.lexicon import Part
+from medst.data.phantom.sentences import (
+    LEXICONS,
+    PARTS,
+    GrammarName,
+    PlainDials,
+    SentenceWriter,
+    Statement,
+    degree_of,
+)
+
+PROGRESSIONS: tuple[Progression, ...] = ("improving", "stable", "worsening")
+SIDES: tuple[Side, ...] = ("left", "right", "bilateral")
+ZONES: tuple[Zone, ...] = ("upper", "middle", "lower")
+
+
+def sentence_pairs(
+    num_pairs: int, rng: np.random.Generator, grammar: GrammarName = "first", order_carries_meaning: float = 0.0
+) -> pd.DataFrame:
+    """Balanced pairs: every second is a contradiction, every second two of RadGraph.
+
+    Args:
+        order_carries_meaning: share of RadGraph pairs that tell the progression by the order of two
+            degrees alone; 0 where the reports never do so.
+    Returns:
+        Columns sentence_1, sentence_2, category (paraphrase | contradiction), subset_name (RadGraph | Swaps).
+    Raises:
+        KeyError: `grammar` is not one of `LEXICONS`.
+    """
+    writer = _PairWriter(LEXICONS[grammar], PlainDials(), rng)
+    rows = []
+    for pair in range(num_pairs):
+        is_paraphrase, is_swap = pair % 2 == 0, pair // 2 % 2 == 1
+        if is_swap:
+            first, second = writer.swap(is_paraphrase)
+        elif writer.happens(order_carries_meaning):
+            first, second = writer.reordered(is_paraphrase)
+        else:
+            first, second = writer.reworded(is_paraphrase)
+        rows.append(
+            {
+                "sentence_1": f"{first[0].upper()}{first[1:]}.",
+                "sentence_2": f"{second[0].upper()}{second[1:]}.",
+                "category": "paraphrase" if is_paraphrase else "contradiction",
+                "subset_name": "Swaps" if is_swap else "RadGraph",
+            }
+        )
+    return pd.DataFrame(rows, columns=["sentence_1", "sentence_2", "category", "subset_name"])
+
+
+@dataclass(frozen=True)
+class _Term:
+    progression: Progression
+    part: Part
+    text: str
+
+    def is_comparable(self, other: _Term) -> bool:
+        """As many words, none shared, so that swapping shows in the overlap as any other swap does."""
+        words, others = self.text.split(), other.text.split()
+        return len(words) == len(others) and not set(words) & set(others)
+
+
+class _PairWriter(SentenceWriter):
+    def finding(self) -> Finding:
+        return Finding(
+            name=self.pick(FINDINGS),
+            severity=float(self.rng.uniform(0.1, 1.0)),
+            side=self.pick(SIDES),
+            zone=self.pick(ZONES),
+        )
+
+    def other(self, progression: Progression) -> Progression:
+        return self.pick([other for other in PROGRESSIONS if other != progression])
+
+    def frame_for(self, part: Part) -> str:
+        return self.pick([frame for frame in self.lexicon.change_frames if f"{{{part}}}" in frame])
+
+    def term_pair(self, name: FindingName, is_paraphrase: bool, parts: tuple[Part, Part]) -> tuple[_Term, _Term]:
+        """Two terms of change without a common word, of the same or of different progressions."""
+        first = self.pick(PROGRESSIONS)
+        second = first if is_paraphrase else self.other(first)
+        partners = {
+            one: [two for two in self.candidates(name, second, parts[1]) if one.is_comparable(two)]
+            for one in self.candidates(name, first, parts[0])
+        }
+        one = self.pick([one for one, comparable in partners.items() if comparable])
+        two = self.pick(partners[one])
+        return (one, two) if self.happens(0.5) else (two, one)
+
+    def candidates(self, name: FindingName, progression: Progression, part: Part) -> list[_Term]:
+        texts = self.lexicon.terms[progression][part]
+        if part == "predicate":
+            texts += self.lexicon.findings[name].sizes[progression]
+        return [_Term(progression, part, text) for text in texts]
+
+    def swap(self, is_paraphrase: bool) -> tuple[str, str]:
+        finding = self.finding()
+        part = self.pick(PARTS)
+        terms = self.term_pair(finding.name, is_paraphrase, (part, part))
+        subject = self.noun_phrase(finding.name, (finding,))
+        frame, since = self.frame_for(part), self.pick(self.lexicon.since)
+        first, second = (subject.fill(frame, since=since, **{part: term.text}) for term in terms)
+        return first, second
+
+    def reworded(self, is_paraphrase: bool) -> tuple[str, str]:
+        finding = self.finding()
+        terms = self.term_pair(finding.name, is_paraphrase, (self.pick(PARTS), self.pick(PARTS)))
+        first, second = (
+            self.noun_phrase(finding.name, (finding,)).fill(
+                self.frame_for(term.part), since=self.pick(self.lexicon.since), **{term.part: term.text}
+            )
+            for term in terms
+        )
+        return first, second
+
+    def reordered(self, is_paraphrase: bool) -> tuple[str, str]:
+        finding = self.finding()
+        lesser, greater = self.pick(((0.2, 0.5), (0.2, 0.9), (0.5, 0.9)))
+        is_worse = self.happens(0.5)
+        return (
+            self.course(finding, lesser, greater, is_worse),
+            self.course(finding, lesser, greater, is_worse if is_paraphrase else not is_worse),
+        )
+
+    def course(self, finding: Finding, lesser: float, greater: float, is_worse: bool) -> str:
+        """The finding's way between two severities, told by the order of their degrees."""
+        before, now = (lesser, greater) if is_worse else (greater, lesser)
+        statement = Statement(
+            name=finding.name,
+            mention="positive",
+            parts=(replace(finding, severity=now),),
+            change="worsening" if is_worse else "improving",
+            degree_before=degree_of(before),
+        )
+        subject = self.noun_phrase(finding.name, statement.parts, has_degree=False)
+        return self.told_by_order(subject, statement, self.pick(self.lexicon.since))
