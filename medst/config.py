@@ -442,6 +442,16 @@ class _WithoutDocstrings(ast.NodeTransformer):
     visit_Module = visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _strip
 
 
+def syntax_fingerprint(paths: Iterable[Path]) -> str:
+    """Fingerprint of the syntax trees of modules of this package, without comments and docstrings."""
+    root = Path(__file__).parent
+    dumps = []
+    for path in paths:
+        tree = _WithoutDocstrings().visit(ast.parse(path.read_text(encoding="utf-8")))
+        dumps.append(f"{path.relative_to(root).as_posix()}\n{ast.dump(tree)}")
+    return fingerprint("\n".join(dumps))
+
+
 @cache
 def source_fingerprint() -> str:
     """Fingerprint of the computing modules' syntax trees, without comments and docstrings.
@@ -451,12 +461,7 @@ def source_fingerprint() -> str:
     root = Path(__file__).parent
     paths = [path for room in _NUMERIC_ROOMS for path in sorted((root / room).rglob("*.py"))
              if "phantom" not in path.parts]
-    paths.append(root / "trial.py")
-    dumps = []
-    for path in paths:
-        tree = _WithoutDocstrings().visit(ast.parse(path.read_text(encoding="utf-8")))
-        dumps.append(f"{path.relative_to(root).as_posix()}\n{ast.dump(tree)}")
-    return fingerprint("\n".join(dumps))
+    return syntax_fingerprint([*paths, root / "trial.py"])
 
 
 def trial_key(config: Config, data_fingerprint: str, torch_version: str, world_size: int = 1) -> str:

@@ -1,0 +1,87 @@
+"""COVIDx: split text files with one image a line, and folders of JPEG and PNG images.
+
+What lives here: the layout of the split files, with all their irregularities. What must not: decoding of images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from medst.data.readers.tables import DataError
+
+ORIGIN = ("COVIDx: images from https://www.kaggle.com/datasets/andyczhao/covidx-cxr2, split files from "
+          "https://github.com/lindawangg/COVID-Net, folder labels")
+CLASSES = ("normal", "pneumonia", "COVID-19")
+"""Classes of the three-class files (COVIDx to COVIDx5 and the A files)."""
+_CLASS_WORDS = (*CLASSES, "positive", "negative", "level1", "level2")
+
+
+@dataclass(frozen=True)
+class Covidx:
+    """Images of both splits."""
+
+    images: pd.DataFrame
+    """patient_id, label, source, split (train | test), path; in file order, training images first."""
+    problems: tuple[str, ...]
+    """Lines that were left out, with the reason."""
+
+
+def read_split_file(path: Path) -> pd.DataFrame:
+    """Rows of one split file: patient_id, file, label, source.
+
+    A row is `patient file class [source]`; the source is missing in some rows, and a patient id may hold spaces, so
+    the class word is looked for from the right. The class is kept as written: `positive` and `negative` of the
+    two-class B files are not turned into others. The misspelt source `rnsa` reads `rsna`. Figure1 numbers every
+    image of a patient apart (COVID-00039a, b, c); its patient id is given without the letter.
+
+    Raises:
+        DataError: the file is missing, or a row has no class word.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        others = sorted(other.name for other in path.parent.glob("*COVIDx*.txt"))
+        seen = f"; there are: {', '.join(others)}" if others else ""
+        raise DataError(f"{path}: no such file; it is part of {ORIGIN}{seen}") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        tokens = line.split()
+        if not tokens:
+            continue
+        position = next((index for index in (len(tokens) - 1, len(tokens) - 2)
+                         if index >= 2 and tokens[index] in _CLASS_WORDS), None)
+        if position is None:
+            raise DataError(f"{path}, line {number}: no class word in {line!r}; `patient file class [source]` with "
+                            f"one of {', '.join(_CLASS_WORDS)} is expected")
+        source = tokens[position + 1] if position + 1 < len(tokens) else ""
+        rows.append((" ".join(tokens[:position - 1]), tokens[position - 1], tokens[position],
+                     "rsna" if source == "rnsa" else source))
+    frame = pd.DataFrame(rows, columns=["patient_id", "file", "label", "source"], dtype="str")
+    frame["patient_id"] = frame["patient_id"].str.replace(r"^(COVID-\d{5})[a-z]$", r"\1", regex=True)
+    return frame
+
+
+def read_covidx(root: str | Path, version: str = "9A") -> Covidx:
+    """Read `root/covidx`: `{train,test}_COVIDx<version>.txt` with images in `train/` and `test/`.
+
+    Args:
+        version: number of the split files; 9A are the three-class files that the published evaluation reads.
+
+    Raises:
+        DataError: a split file is missing or has a row without a class word.
+    """
+    folder = Path(root) / "covidx"
+    parts, problems = [], []
+    for split in ("train", "test"):
+        part = read_split_file(folder / f"{split}_COVIDx{version}.txt")
+        is_repeated = part["file"].duplicated()
+        if is_repeated.any():
+            problems.append(f"{split}_COVIDx{version}.txt: {int(is_repeated.sum())} repeated file names are left out")
+        part = part[~is_repeated]
+        part = part.assign(split=split, path=[str(folder / split / file) for file in part["file"]])
+        parts.append(part)
+    images = pd.concat(parts, ignore_index=True)
+    return Covidx(images[["patient_id", "label", "source", "split", "path"]], tuple(problems))

@@ -1,0 +1,53 @@
+"""RSNA Pneumonia Detection Challenge: DICOM images and one table row a box.
+
+What lives here: the layout of the data set. What must not: decoding of images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from medst.data.readers.tables import find_table, numbers, read_table, refuse_rows
+
+ORIGIN = ("the RSNA Pneumonia Detection Challenge, stage 2 "
+          "(https://www.kaggle.com/c/rsna-pneumonia-detection-challenge/data)")
+
+
+@dataclass(frozen=True)
+class Rsna:
+    """Images with their target and boxes."""
+
+    images: pd.DataFrame
+    """patient_id, target (0 | 1), boxes (list of [x, y, w, h] in pixels), path; in order of first appearance."""
+
+
+def read_rsna(root: str | Path) -> Rsna:
+    """Read `root/rsna`. The table's patientId is the image's file name; ids inside the DICOM are not used.
+
+    Raises:
+        DataError: the table or a column is missing, a target is neither 0 nor 1 or differs within a patient, a
+            positive row has no box.
+    """
+    folder = Path(root) / "rsna"
+    path = find_table(folder, "stage_2_train_labels.csv", ORIGIN)
+    frame = read_table(path, ["patientId", "x", "y", "width", "height", "Target"])
+    refuse_rows(path, frame, "patientId", frame["patientId"].isna(), "is empty", "every row needs its patient")
+    target = numbers(path, frame, "Target")
+    refuse_rows(path, frame, "Target", ~target.isin([0.0, 1.0]), "is no target", "0 or 1 is expected")
+    first = target.groupby(frame["patientId"]).transform("first")
+    refuse_rows(path, frame, "patientId", first != target, "has both targets", "all rows of a patient share one Target")
+    box = pd.DataFrame({column: numbers(path, frame, column) for column in ("x", "y", "width", "height")})
+    refuse_rows(path, frame, "patientId", (target == 1) & box.isna().any(axis=1), "is positive and has no box",
+                "rows with Target 1 carry x, y, width and height")
+    boxes: dict[str, list[list[float]]] = {patient: [] for patient in frame["patientId"]}
+    for patient, is_positive, values in zip(frame["patientId"], target == 1, box.to_numpy().tolist(), strict=True):
+        if is_positive:
+            boxes[patient].append(values)
+    images = pd.DataFrame({
+        "patient_id": list(boxes), "boxes": list(boxes.values()),
+        "path": [str(folder / "stage_2_train_images" / f"{patient}.dcm") for patient in boxes]})
+    images.insert(1, "target", images["boxes"].map(bool).astype("int64"))
+    return Rsna(images)
