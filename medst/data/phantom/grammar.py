@@ -179,10 +179,10 @@ class _ReportWriter(SentenceWriter):
         if any(finding.is_lateral_only for finding in now) and study.lateral_view is None:
             return None
         change = None
-        before: tuple[Finding, ...] = ()
-        if prior is not None and self.happens(self.dials.change_words):
-            before = _findings_of(prior, name)
-            change = _named_change(progression(prior, described, name, self.dials.change_threshold), before, now)
+        before = () if prior is None else _findings_of(prior, name)
+        is_spoken = self.happens(self.dials.change_words)
+        if prior is not None and is_spoken and _is_comparable(prior, described, (*before, *now)):
+            change = _named_change(progression(prior, described, name, self.dials.progression_threshold), before, now)
         if not now:
             is_resolved = change == "resolved"
             return Statement(name, "negative", before if is_resolved else (), change if is_resolved else None, None)
@@ -197,7 +197,7 @@ class _ReportWriter(SentenceWriter):
         )
 
     def clause(self, statement: Statement, study: Study) -> str:
-        """What tells how the finding was seen."""
+        """What tells how the finding was seen; for FINDINGS, which say more than the IMPRESSION."""
         name, lexicon = statement.name, self.lexicon
         if statement.parts[0].is_lateral_only:
             is_placed = name == "pleural_effusion" and self.happens(self.dials.word_localisation)
@@ -291,7 +291,7 @@ class _ReportWriter(SentenceWriter):
             is_repeated = self.happens(REPEATED_CHANGE)
             if statement.parts and (statement.change != "resolved" or is_repeated):
                 said = statement if is_repeated else replace(statement, change=None)
-                sentences.append(self.sentence(said, self.clause(said, study), is_terse=True))
+                sentences.append(self.sentence(said, "", is_terse=True))
         absent = [statement.name for statement in statements if not statement.parts]
         if not study.findings:
             sentences.append(self.pick(self.lexicon.nothing_acute))
@@ -395,6 +395,12 @@ def _findings_of(study: Study, name: FindingName) -> tuple[Finding, ...]:
     """The findings of one name, strongest first."""
     found = (finding for finding in study.findings if finding.name == name)
     return tuple(sorted(found, key=lambda finding: -finding.severity))
+
+
+def _is_comparable(prior: Study, current: Study, findings: Sequence[Finding]) -> bool:
+    """What only a lateral shows cannot be followed where one of the two studies has none."""
+    has_both = prior.lateral_view is not None and current.lateral_view is not None
+    return has_both or not any(finding.is_lateral_only for finding in findings)
 
 
 def _named_change(change: Progression | None, before: Sequence[Finding], now: Sequence[Finding]) -> Change | None:

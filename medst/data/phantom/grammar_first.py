@@ -120,7 +120,7 @@ LEXICON = Lexicon(
     pneumonia_certain=("consistent with pneumonia", "compatible with pneumonia"),
     pneumonia_uncertain=("concerning for pneumonia", "which may represent pneumonia", "suspicious for pneumonia"),
     pneumonia_direct=Noun("pneumonia", is_countable=False),
-    lateral_only=("seen on the lateral view", "best seen on the lateral view"),
+    lateral_only=("visible on the lateral view", "best appreciated on the lateral view"),
     lateral_only_effusion=("blunting the posterior costophrenic angle on the lateral view",),
     supine_pneumothorax=("with a deep sulcus sign",),
     statements=("there {be} {a}{np}", "{a}{np} {be} present", "{a}{np} {be} seen", "{a}{np} {be} noted"),
@@ -138,7 +138,7 @@ LEXICON = Lexicon(
             "verb": ("persisted", "stabilized", "not changed", "remained stable"),
             "adjective": ("stable", "unchanged", "persistent"),
             "predicate": ("stable", "unchanged", "similar", "not different"),
-            "noun": ("stability", "persistence", "no change", "little difference"),
+            "noun": ("stability", "persistence", "stable appearance", "unchanged extent"),
         },
         "worsening": {
             "verb": ("worsened", "increased", "further progressed", "become worse"),
@@ -153,8 +153,8 @@ LEXICON = Lexicon(
         "{adjective} {np}{since}",
         "{np} {be} {predicate}{since}",
         "the {np} {be} {predicate}{since}",
-        "there is {noun} in {np}{since}",
-        "{noun} in the {np}{since}",
+        "there is {noun} of {np}{since}",
+        "{noun} of the {np}{since}",
     ),
     order_frames=(
         "{np} {have} gone from {before} to {now}{since}",

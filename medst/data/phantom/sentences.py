@@ -62,7 +62,7 @@ class Dials(Protocol):
         right', 'from small to moderate')."""
 
     @property
-    def change_threshold(self) -> float:
+    def progression_threshold(self) -> float:
         """Change of severity above which a finding improves or worsens, as for the labels."""
 
 
@@ -76,7 +76,7 @@ class PlainDials:
     omission: float = 0.0
     hedge: float = 0.0
     order_carries_meaning: float = 0.0
-    change_threshold: float = 0.0
+    progression_threshold: float = 0.0
 
 
 @dataclass(frozen=True)
