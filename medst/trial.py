@@ -1,0 +1,110 @@
+"""One trial: data, model, loop and evaluators put together as one stream of records.
+
+The only place that joins those rooms; used alike by `medst train`, the inline executor and Ray. It knows
+neither the tracker nor the sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from medst.config import Behaviour, Config, DataConfig, stream_seed, trial_key
+from medst.data.batch import Batch
+from medst.data.loader import EvalLoader, TrainLoader
+from medst.data.store import Store, open_store, store_path
+from medst.data.tokenizer import Tokenizer, build_tokenizer
+from medst.evaluation import check_tasks, evaluate
+from medst.model import MedST
+from medst.model.accounting import count
+from medst.objectives import medst_objective
+from medst.records import Facts, Record
+from medst.training.loop import TemporalWeights, num_steps, train
+
+
+def run_trial(config: Config, checkpoint_dir: Path | None = None) -> Iterator[Record]:
+    """Run one trial and yield all that there is to say about it, in a fixed order.
+
+    Same config, data and code: same records, bit for bit on the CPU with one thread. With a
+    `checkpoint_dir` an interrupted trial goes on from its last checkpoint there: facts come again, curves
+    go on after the checkpoint's step. The finished model and its tokenizer are left in
+    `<checkpoint_dir>/model` in the `save_pretrained` form.
+
+    Raises:
+        StoreError: no prepared store; LoaderError, ValueError: data and config do not fit.
+        NonFiniteLossError: a loss stopped being a number; the message names step and term.
+    """
+    check_tasks(config.evaluation.tasks)
+    store, tokenizer = _opened(config)
+    torch.manual_seed(stream_seed(config.seed, "training"))
+    device = torch.device(config.training.device)
+    loader = TrainLoader(store, tokenizer, config, device)
+    validation = EvalLoader(store, tokenizer, config, "validate", device)
+    model = MedST.create(config, tokenizer.vocabulary_size).to(device)
+    steps = num_steps(config, len(loader))
+    yield Facts({
+        **{name: value for name, value in count(model).items()},
+        "training_pairs": loader.num_pairs,
+        "training_steps": steps,
+        "pairs_seen": steps * config.training.pairs_per_batch,
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "store": store.name,
+    })
+
+    def objective(batch: Batch, weights: TemporalWeights) -> dict[str, Tensor]:
+        embeddings = model(batch)
+        scored = medst_objective(
+            embeddings, batch.study, batch.sequences, model.word_pooling, model.patch_pooling, config.objective,
+            fmc_weight=weights.fmc, rmr_weight=weights.rmr,
+            balance_weight=config.model.experts.balance_weight if config.model.experts.routing == "learned" else 0.0,
+        )
+        shares = embeddings.expert_share.detach().mean(dim=0)
+        use = {f"expert_share/{index}": share for index, share in enumerate(shares.unbind())}
+        return {**scored.terms, **use, "loss": scored.total}
+
+    yield from train(model, objective, loader, validation, config, checkpoint_dir)
+    if checkpoint_dir is not None:
+        folder = model.save_pretrained(checkpoint_dir / "model")
+        tokenizer.save(folder)
+    yield from evaluate(model, store, tokenizer, config, steps)
+
+
+def key_of(config: Config) -> str:
+    """The trial key of a config on its prepared store.
+
+    Raises:
+        StoreError: no prepared store to take the data fingerprint from.
+    """
+    return trial_key(config, _opened(config)[0].fingerprint, torch.__version__)
+
+
+@dataclass(frozen=True)
+class _DataKey:
+    """What decides store and tokenizer; the manifest's time stands for its content."""
+
+    data: DataConfig
+    word_aggregation: Behaviour
+    manifest_time: float
+
+
+@lru_cache(maxsize=4)
+def _open(key: _DataKey) -> tuple[Store, Tokenizer]:
+    store = open_store(key.data)
+    return store, build_tokenizer(store, key.data, key.word_aggregation)
+
+
+def _opened(config: Config) -> tuple[Store, Tokenizer]:
+    """Store and tokenizer, opened once per process for all trials that share them."""
+    manifest = store_path(config.data) / "manifest.json"
+    # Only what the tokenizer and the store depend on, so that arms with other data settings share them.
+    data = DataConfig(root=config.data.root, store=config.data.store, image_size=config.data.image_size,
+                      crop_size=min(config.data.crop_size, config.data.image_size),
+                      vocabulary=config.data.vocabulary, vocabulary_size=config.data.vocabulary_size,
+                      report_text=config.data.report_text)
+    time = manifest.stat().st_mtime if manifest.exists() else 0.0
+    return _open(_DataKey(data, config.model.text.word_aggregation, time))
