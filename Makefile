@@ -71,7 +71,8 @@ $(STAMP): requirements.lock pyproject.toml
 	    echo "Making the environment in $(VENV) with $$("$$python" --version): 3 to 10 minutes, 7 GB ..."; \
 	    rm -f $(STAMP); "$$python" -m venv --clear $(VENV); \
 	fi; \
-	$(PYTHON) -m pip install --quiet --requirement requirements.lock; \
+	quiet=$$([ -t 1 ] || echo --quiet); \
+	$(PYTHON) -m pip install $$quiet --requirement requirements.lock; \
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .; \
 	printf '%s' "$(CURDIR)" > $(STAMP); \
 	echo "The environment is ready."

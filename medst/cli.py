@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as ProgressBar
 
     from medst.config import Config, Section
+    from medst.data.store import Store
+    from medst.records import Record
 
 TELEMETRY_OFF = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -34,9 +36,26 @@ TELEMETRY_OFF = {
 EXTRAS = {"ray": "sweep", "optuna": "sweep", "mlflow": "sweep", "matplotlib": "analysis", "statsmodels": "analysis"}
 """Library -> the extra that installs it."""
 
+MODEL = "model"
+"""Folder of the finished model inside a trial's folder; `run_trial` fills it."""
+SETTINGS = "config.yaml"
+"""The resolved settings beside a saved model."""
+
+Experiments = Annotated[
+    list[Path] | None, typer.Argument(metavar="EXPERIMENT.yaml", help="Settings; later files over earlier ones.")
+]
 Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable. `medst config` lists them."),
+]
+
+DataRoot = Annotated[
+    Path | None, typer.Option("--data", help="Folder of the data sets.", show_default="data.root of the settings")
+]
+Threads = Annotated[int, typer.Option(min=1, help="Processor threads; numbers are the same bit for bit with one.")]
+StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="A study of sweeps/, or the path of a study file.")]
+Base = Annotated[
+    Path | None, typer.Option("--base", help="Experiment under all arms.", show_default="as the study says")
 ]
 
 app = typer.Typer(
@@ -63,6 +82,12 @@ class Executor(StrEnum):
     inline = "inline"
 
 
+class Protocol(StrEnum):
+    as_published = "as-published"
+    corrected = "corrected"
+    both = "both"
+
+
 class Part(StrEnum):
     tables = "tables"
     figures = "figures"
@@ -80,24 +105,34 @@ def options(
 
 @data_app.command("phantom")
 def data_phantom(
-    out: Annotated[Path | None, typer.Option(help="Folder to write; data/phantom/<preset> if not given.")] = None,
     preset: Annotated[str, typer.Option(help="tiny, small, paper or smoke.")] = "tiny",
-    assignments: Assignments = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the data are the same whatever their number.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="data/phantom/<preset>")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="DIAL=VALUE", help="Turn a dial of the phantom; repeatable.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the bytes are the same whatever their number.")] = 1,
 ) -> None:
     """Write a phantom data set: chest radiographs and reports in the published layouts, with the exact truth."""
-    from medst.config import nearest
-    from medst.data.phantom import PRESETS, generate
+    from medst.config import parse_overrides
+    from medst.data.phantom import generate, load_preset
 
-    if preset not in PRESETS:
-        guess = nearest(preset, PRESETS)
-        hint = f"; did you mean {guess}?" if guess else ""
-        raise ValueError(f"--preset {preset}: there are {', '.join(PRESETS)}{hint}")
-    config = PRESETS[preset]
+    config = load_preset(preset, parse_overrides(assignments or []))
     folder = out or Path("data/phantom") / preset
-    with progress_bar("Phantom") as report:
-        generate(config, folder, num_workers=workers, progress=report)
-    typer.echo(f"The phantom '{preset}' is in {folder}.")
+    with progress_bar(f"Phantom {preset}") as progress:
+        generate(config, folder, num_workers=workers, progress=progress)
+    typer.echo(f"The phantom is in {folder}; look at it with: medst data inspect {folder}")
+
+
+@data_app.command("prepare")
+def data_prepare(
+    experiments: Experiments = None,
+    assignments: Assignments = None,
+    data: DataRoot = None,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = 1,
+) -> None:
+    """Decode all images of a data root once, into the store that trials read. Other commands do it by themselves."""
+    store = prepared_store(compose(experiments, assignments, data), workers)
+    typer.echo(f"The store '{store.name}' is in {store.path}.")
 
 
 @data_app.command("inspect")
@@ -108,7 +143,199 @@ def data_inspect(path: Annotated[Path, typer.Argument(help="A data root or a pre
     typer.echo(inspect(path))
 
 
+@data_app.command("contact-sheet")
+def data_contact_sheet(
+    path: Annotated[Path, typer.Argument(help="A phantom data root.")],
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("contact_sheet.png"),
+) -> None:
+    """Draw a dozen patients over time, both views, with the report text."""
+    from medst.data.phantom.contact_sheet import draw_contact_sheet
+
+    draw_contact_sheet(path, out)
+    typer.echo(f"The contact sheet is {out}.")
+
+
+# ---- One trial ---------------------------------------------------------------------------------------------------
+
+
+@app.command("train")
+def train(
+    experiments: Annotated[list[Path], typer.Argument(metavar="EXPERIMENT.yaml", help="Later over earlier files.")],
+    assignments: Assignments = None,
+    data: DataRoot = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of checkpoints and model.", show_default="runs/train/<experiment>-<trial key>"),
+    ] = None,
+    track: Annotated[bool, typer.Option("--track", help="Track the trial in MLflow as sweeps do.")] = False,
+    threads: Threads = 1,
+) -> None:
+    """Train one model, evaluate it and save it. After an interruption the same command goes on from its checkpoint."""
+    from importlib.metadata import version
+
+    import torch
+
+    from medst.config import trial_key
+    from medst.trial import run_trial
+
+    config = compose(experiments, assignments, data)
+    store = prepared_store(config)
+    torch.set_num_threads(threads)
+    key = trial_key(config, store.fingerprint, version("torch"))
+    name = experiments[-1].stem
+    folder = out or Path("runs/train") / f"{name}-{key[:8]}"
+    claim_folder(folder, key, config)
+    records = run_trial(config, folder)
+    if track:
+        records = tracked(records, config, store, key, name, folder / MODEL)
+    show_records(records, name)
+    typer.echo(f"The model is in {folder / MODEL}; judge it again with: medst evaluate --weights {folder / MODEL}")
+
+
+def claim_folder(folder: Path, key: str, config: Config) -> None:
+    """Record the resolved settings in the trial's folder, which must not hold another trial.
+
+    Raises:
+        ConfigError: the folder holds a trial of other settings, data or code.
+    """
+    import yaml
+
+    from medst.config import ConfigError
+
+    claim = folder / "trial_key.txt"
+    if claim.exists() and claim.read_text() != key:
+        raise ConfigError(f"--out {folder}: holds another trial (other settings, data or code); choose another folder")
+    (folder / MODEL).mkdir(parents=True, exist_ok=True)
+    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    for path, text in ((folder / MODEL / SETTINGS, settings), (claim, key)):
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+
+
+def tracked(records: Iterator[Record], config: Config, store: Store, key: str, name: str, model: Path
+            ) -> Iterator[Record]:
+    """The same records, written into the tracking store on their way.
+
+    Raises:
+        TrackingError: the store has this trial already, or cannot be reached.
+    """
+    from importlib.metadata import version
+
+    from medst.config import source_fingerprint
+    from medst.tracking import (
+        TrackingPlace,
+        TrialDescription,
+        TrialState,
+        describe_environment,
+        is_private_tracking_allowed,
+        load_runs,
+        track,
+    )
+    from medst.tracking.connection import TrackingError
+
+    place = TrackingPlace.of_project()
+    runs = load_runs(place.uri, place.experiment)
+    finished = runs.loc[(runs["key"] == key) & (runs["state"] == TrialState.FINISHED.value), "run_id"]
+    if len(finished):
+        raise TrackingError(f"this trial is finished in the tracking store (run {finished.iloc[0]}) and is computed "
+                            "once; train without --track to see it again")
+    description = TrialDescription(
+        config=config, key=key, arm=name, data_name=store.name, source_fingerprint=source_fingerprint(),
+        data_fingerprint=store.fingerprint, is_credentialed=store.is_credentialed,
+        torch_version=version("torch"), environment=describe_environment(),
+        is_private_tracked=is_private_tracking_allowed(),
+    )
+    return track(records, description, place, model)
+
+
+@app.command("evaluate")
+def evaluate(
+    weights: Annotated[Path, typer.Option(help="Folder of a saved model, as `medst train` leaves it.")],
+    assignments: Assignments = None,
+    data: DataRoot = None,
+    protocol: Annotated[Protocol, typer.Option(help="Whose metrics to print.")] = Protocol.both,
+    threads: Threads = 1,
+) -> None:
+    """Run the downstream tasks on a saved model and print the metrics."""
+    import torch
+
+    from medst import evaluation
+    from medst.data.tokenizer import Tokenizer
+    from medst.model import MedST
+
+    torch.set_num_threads(threads)
+    model = MedST.from_pretrained(weights)
+    tokenizer = Tokenizer.load(weights)
+    config = compose([weights / SETTINGS], assignments, data)
+    store = prepared_store(config)
+    model.to(config.training.device)
+    show_records(evaluation.evaluate(model, store, tokenizer, config, step=0), weights.name, protocol)
+
+
+# ---- Ablation studies --------------------------------------------------------------------------------------------
+
+
+@sweep_app.command("run")
+def sweep_run(
+    study: StudyName = "overview",
+    assignments: Assignments = None,
+    base: Base = None,
+    data: DataRoot = None,
+    executor: Annotated[
+        Executor, typer.Option(help="ray: in parallel; inline: one after another in this process, for debuggers.")
+    ] = Executor.ray,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Trials at a time.", show_default="one a core")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run trials again that failed.")] = False,
+) -> None:
+    """Run what is missing of a study, then print its tables."""
+    from sweeps.commands import run_sweep
+
+    code = run_sweep(study, assignments or [], executor=executor.value, jobs=jobs, base=base, data_root=data,
+                     retry_failed=retry_failed)
+    if code == 0:
+        report_study(study)
+    raise typer.Exit(code)
+
+
+@sweep_app.command("plan")
+def sweep_plan(
+    study: StudyName = "overview",
+    assignments: Assignments = None,
+    base: Base = None,
+    data: DataRoot = None,
+) -> None:
+    """Print the arms of a study, what is done already and how long the rest takes. Runs nothing."""
+    from sweeps.commands import plan_sweep
+
+    raise typer.Exit(plan_sweep(study, assignments or [], base=base, data_root=data))
+
+
+def report_study(study: str) -> None:
+    """Print the tables of a study and where everything else is."""
+    from analysis.results import print_tables
+    from medst.tracking import TrackingPlace
+
+    place = TrackingPlace.of_project()
+    print_tables(place.uri, place.experiment, study)
+    typer.echo("Tables and figures as files: make results, into results/. Curves and trials: make dashboard.")
+
+
 # ---- Results -----------------------------------------------------------------------------------------------------
+
+
+@app.command("results")
+def results(
+    part: Annotated[Part | None, typer.Argument(help="Only the tables, or only the figures.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("results"),
+    study: Annotated[list[str] | None, typer.Option(help="Only this study; repeatable.")] = None,
+) -> None:
+    """Make tables (Markdown, LaTeX, CSV) and figures (PDF, PNG) from the tracking store alone."""
+    from analysis.results import make_results
+    from medst.tracking import TrackingPlace
+
+    place = TrackingPlace.of_project()
+    make_results(place.uri, place.experiment, out, only=part.value if part else None, studies=study)
 
 
 @app.command("dashboard")
@@ -194,7 +421,7 @@ def config_show(
     """Print the whole configuration that files and overrides make, as YAML."""
     import yaml
 
-    config = compose(experiments or [], assignments)
+    config = compose(experiments, assignments)
     typer.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), nl=False)
 
 
@@ -221,11 +448,14 @@ def field_documentation(section: type[Section], prefix: str = "") -> dict[str, s
     return found
 
 
-def compose(experiments: list[Path], assignments: list[str] | None) -> Config:
-    """The configuration of some files and overrides."""
+def compose(experiments: list[Path] | None, assignments: list[str] | None, data: Path | None = None) -> Config:
+    """The configuration of some files, overrides and a data root."""
     from medst.config import load_config, parse_overrides
 
-    return load_config(*experiments, overrides=parse_overrides(assignments or []))
+    overrides = parse_overrides(assignments or [])
+    if data is not None:
+        overrides["data.root"] = str(data)
+    return load_config(*(experiments or []), overrides=overrides)
 
 
 # ---- Printing ----------------------------------------------------------------------------------------------------
@@ -237,6 +467,48 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     with new_bar() as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def prepared_store(config: Config, num_workers: int = 1) -> Store:
+    """The store of a configuration, built behind a progress bar where it is missing."""
+    from medst.data.store import prepare
+
+    with progress_bar("Decoding images") as progress:
+        return prepare(config.data, num_workers, progress)
+
+
+def show_records(records: Iterator[Record], title: str, protocol: Protocol = Protocol.both) -> None:
+    """Follow records: a bar with the loss in training, then the test metrics and what was skipped."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from medst.records import Facts, Metrics, Progress
+
+    tests: dict[str, float] = {}
+    skipped: dict[str, str] = {}
+    with new_bar() as bar:
+        task = bar.add_task(title, total=None)
+        for record in records:
+            if isinstance(record, Progress):
+                bar.update(task, completed=record.step, total=record.num_steps)
+            elif isinstance(record, Metrics):
+                tests.update({name: value for name, value in record.values.items() if name.startswith("test/")})
+                loss = next((f"{name} {record.values[name]:.3f}" for name in ("validation/loss", "train/loss")
+                             if name in record.values), None)
+                if loss is not None:
+                    bar.update(task, description=f"{title}, {loss}")
+            elif isinstance(record, Facts):
+                skipped.update({name.removeprefix("skipped."): str(value) for name, value in record.values.items()
+                                if name.startswith("skipped.")})
+    table = Table("task", "metric", "value", box=None, header_style="bold", pad_edge=False)
+    for name, value in tests.items():
+        is_as_published = name.endswith("as_published")
+        if protocol is Protocol.both or is_as_published == (protocol is Protocol.as_published):
+            _, job, metric = name.split("/", 2)
+            table.add_row(job, metric, f"{value:.4f}")
+    Console().print(table)
+    for name, reason in skipped.items():
+        typer.echo(f"skipped {name}: {reason}")
 
 
 def new_bar() -> ProgressBar:

@@ -38,7 +38,7 @@ THIRD_PARTY = {
         "jinja2", "matplotlib", "nbclient", "numpy", "pandas", "PIL", "pyarrow", "rich", "scipy", "sklearn",
         "statsmodels",
     },
-    "cli": {"rich", "torch", "typer"},
+    "cli": {"rich", "torch", "typer", "yaml"},
 }
 
 OPTIONAL = ("ray", "mlflow", "optuna", "matplotlib", "statsmodels", "jinja2")

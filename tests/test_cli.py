@@ -1,0 +1,198 @@
+"""The command line as a user meets it: help without waiting, errors in one line, the exit codes."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from medst import cli
+from medst.config import Config, flatten, known_keys, load_config
+
+
+def medst(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in `folder`, as from a wide terminal without colours."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160", "NO_COLOR": "1", **environment}
+    command = [sys.executable, "-m", "medst", *arguments]
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# ---- Help --------------------------------------------------------------------------------------------------------
+
+
+def test_help_is_instant_and_names_every_command(repository: Path) -> None:
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = medst(repository, "--help")
+        seconds.append(time.perf_counter() - began)
+    assert done.returncode == 0
+    for command in ("data", "train", "evaluate", "sweep", "results", "dashboard", "config"):
+        assert re.search(rf"\b{command}\b", done.stdout), command
+    # 0.2 s on an idle core; the best of three, since the machine may be busy.
+    assert min(seconds) < 1.0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["data"], ["data", "phantom"], ["data", "prepare"], ["data", "inspect"], ["data", "contact-sheet"], ["train"],
+        ["evaluate"], ["sweep"], ["sweep", "run"], ["sweep", "plan"], ["results"], ["dashboard"], ["config"],
+        ["config", "keys"], ["config", "show"],
+    ],
+)
+def test_every_command_has_help(repository: Path, command: list[str]) -> None:
+    done = medst(repository, *command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+def test_nothing_heavy_is_imported_before_a_command_runs(repository: Path) -> None:
+    tree = ast.parse((repository / "medst" / "cli.py").read_text())
+    top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    top |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module}
+    assert {name for name in top if name.split(".")[0] not in sys.stdlib_module_names} == {"typer"}
+
+
+# ---- Settings ----------------------------------------------------------------------------------------------------
+
+
+def test_every_setting_is_listed_with_its_default_and_almost_every_one_is_explained(repository: Path) -> None:
+    done = medst(repository, "config")
+    assert done.returncode == 0
+    listed = [line.split()[0] for line in done.stdout.splitlines() if line and not line.startswith(" ")]
+    assert listed[1:] == list(known_keys())
+    documentation = cli.field_documentation(Config)
+    assert set(documentation) <= set(known_keys())
+    assert len(documentation) >= 45
+    assert documentation["training.clip_norm"] == "Largest gradient norm; 0: no clipping, as published."
+
+
+def test_shown_settings_load_as_the_same_config(repository: Path, tmp_path: Path) -> None:
+    done = medst(repository, "config", "show", "experiments/phantom_tiny.yaml", "--set", "seed=3", "--set",
+                 "training.learning_rate=3.0e-5")
+    assert done.returncode == 0
+    path = tmp_path / "shown.yaml"
+    path.write_text(done.stdout)
+    expected = load_config(repository / "experiments/phantom_tiny.yaml",
+                           overrides={"seed": 3, "training.learning_rate": 3.0e-5})
+    assert load_config(path) == expected
+    assert yaml.safe_load(done.stdout)["objective"]["lambda_local"] == flatten(expected)["objective.lambda_local"]
+
+
+# ---- Errors ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["config", "show", "--set", "objective.lamda_local=1.0"], ["objective.lamda_local", "objective.lambda_local"]),
+        (["config", "show", "--set", "training.learning_rate=3e-5"], ["training.learning_rate", "3e-5"]),
+        (["config", "show", "experiments/phantom_tniy.yaml"], ["phantom_tniy.yaml", "phantom_tiny.yaml"]),
+        (["config", "keys", "tempratur"], ["tempratur", "temperature"]),
+        (["data", "phantom", "--preset", "tny"], ["tny", "tiny"]),
+        (["data", "phantom", "--set", "labeler_noise=0.1"], ["labeler_noise", "labeller_noise"]),
+        (["data", "inspect", "nowhere"], ["nowhere"]),
+        (["train", "experiments/phantom_tiny.yaml", "--set", "trainig.epochs=1.0"], ["training.epochs"]),
+        (["train", "experiments/phantom_tiny.yaml", "--set", "data.root=nowhere/at/all"], ["nowhere/at/all"]),
+        (["train", "experiments/phantom_tiny.yaml", "--set", "training.pairs_per_batch=1"], ["pairs_per_batch"]),
+        (["evaluate", "--weights", "nowhere"], ["nowhere"]),
+        (["sweep", "run", "overviw"], ["overviw", "overview"]),
+        (["sweep", "overview", "--set", "training.epoch=1.0"], ["training.epochs"]),
+        (["sweep", "plan", "overview", "--base", "experiments/none.yaml"], ["experiments/none.yaml"]),
+    ],
+)
+def test_a_wrong_request_is_one_clear_error(repository: Path, arguments: list[str], parts: list[str]) -> None:
+    done = medst(repository, *arguments)
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and all(part in lines[0] for part in parts), done.stderr
+
+
+def test_debug_shows_where_the_error_comes_from(repository: Path) -> None:
+    done = medst(repository, "config", "show", "--set", "sed=1", "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "ConfigError" in done.stderr
+
+
+def test_an_unknown_option_is_refused(repository: Path) -> None:
+    assert medst(repository, "config", "show", "--sett", "seed=1").returncode == 2
+
+
+# ---- Dashboard ---------------------------------------------------------------------------------------------------
+
+
+def test_a_taken_port_is_refused_with_a_free_one(repository: Path) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        taken = server.getsockname()[1]
+        done = medst(repository, "dashboard", "--port", str(taken))
+    assert done.returncode == 2
+    message = re.search(r"port (\d+) on 127\.0\.0\.1 is taken.*port (\d+) is free", done.stderr)
+    assert message and int(message[1]) == taken != int(message[2])
+    assert cli.is_free(int(message[2]))
+
+
+def test_a_port_is_free_again_when_its_server_has_gone() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        assert not cli.is_free(port)
+    assert cli.is_free(port)
+    cli.require_free_port(port)
+
+
+def test_a_tracking_server_needs_no_second_dashboard(repository: Path) -> None:
+    done = medst(repository, "dashboard", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert done.returncode == 0
+    assert "http://127.0.0.1:9" in done.stdout
+
+
+# ---- Small things ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [(["overview"], True), (["run", "overview"], False), (["plan"], False), (["--help"], False), ([], False)],
+)
+def test_a_study_may_stand_directly_after_sweep(arguments: list[str], expected: bool) -> None:
+    assert cli.is_study(arguments) is expected
+
+
+def test_errors_of_the_machine_name_the_place(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.csv"
+    with pytest.raises(FileNotFoundError) as caught:
+        missing.read_text()
+    assert cli.explain(caught.value) == f"{missing}: No such file or directory"
+    assert cli.explain(OSError("no space")) == "no space"
+
+
+def test_a_missing_extra_names_the_extra() -> None:
+    error = ModuleNotFoundError("No module named 'ray'", name="ray.tune")
+    assert cli.explain(error).endswith("pip install 'medst[sweep]'")
+
+
+def test_telemetry_is_off_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["medst", "config", "keys", "seed"])
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY")
+    monkeypatch.setenv("DO_NOT_TRACK", "0")
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert not caught.value.code
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
