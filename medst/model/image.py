@@ -187,10 +187,11 @@ class ImageEncoder(nn.Module):
             images = torch.cat([images, lateral[lateral_order.to(device, non_blocking=True)]])
             lateral_inverse = lateral_order.argsort().to(device, non_blocking=True)
 
-        tokens, balance_loss, expert_share = self._encode(images, layout, key_mask)
-        num_frontal = num_pairs * (1 + self.num_patches)
-        frontal_tokens = tokens[:num_frontal].view(num_pairs, 1 + self.num_patches, -1)[inverse]
-        lateral_patches = tokens[num_frontal:].view(len(rows), self.num_patches, -1)
+        tokens, balance_loss, expert_share = self.encode_tokens(images, layout, key_mask)
+        num_patches, width = self.num_patches, tokens.shape[-1]
+        frontal_tokens, lateral_tokens = tokens.split([num_pairs * (1 + num_patches), len(rows) * num_patches])
+        frontal_tokens = frontal_tokens.view(num_pairs, 1 + num_patches, width)[inverse]
+        lateral_patches = lateral_tokens.view(len(rows), num_patches, width)
         if rows:
             lateral_patches = lateral_patches[lateral_inverse]
         return ImageFeatures(
@@ -202,7 +203,7 @@ class ImageEncoder(nn.Module):
             expert_share=expert_share,
         )
 
-    def _encode(self, images: Tensor, layout: TokenLayout, key_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def encode_tokens(self, images: Tensor, layout: TokenLayout, key_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B + L, C, side, side) in the layout's order -> tokens (T, D), balance loss, expert shares."""
         num_pairs = layout.num_pairs
         patches = self.stem(images.expand(-1, self.num_channels, -1, -1)) + self.pos_embed[:, 1:]
