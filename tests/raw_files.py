@@ -97,7 +97,7 @@ class RawWriter:
                     file.write(text.encode())
             else:
                 path.write_text(text, encoding="utf-8")
-        (self.root / "dataset.json").write_text(json.dumps({"name": "fixture", "credentialed": False}), encoding="utf-8")
+        (self.root / "dataset.json").write_text(json.dumps({"name": "fixture", "credentialed": False}))
 
     def write_ms_cxr_t(self, pairs: list[tuple[str, str]]) -> None:
         """`pairs`: current and previous dicom id."""
@@ -105,28 +105,28 @@ class RawWriter:
         rows = []
         for number, (current, previous) in enumerate(pairs):
             now, before = by_dicom[current], by_dicom[previous]
-            path = "files/p{}/p{}/s{}/{}"
+            folder = f"files/p{str(now['subject_id'])[:2]}/p{now['subject_id']}"
             rows.append({
-                "dicom_id": path.format(str(now["subject_id"])[:2], now["subject_id"], now["study_id"], current),
-                "previous_dicom_id": path.format(str(now["subject_id"])[:2], now["subject_id"], before["study_id"], previous),
+                "dicom_id": f"{folder}/s{now['study_id']}/{current}",
+                "previous_dicom_id": f"{folder}/s{before['study_id']}/{previous}",
                 "study_id": now["study_id"], "previous_study_id": before["study_id"], "subject_id": now["subject_id"],
                 **{f"{finding}_progression": ["improving", "stable", "worsening", ""][(number + index) % 4]
                    for index, finding in enumerate(("consolidation", "edema", "pleural_effusion", "pneumonia",
                                                     "pneumothorax"))}})
-        folder = self.root / "ms-cxr-t"
-        folder.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(rows).to_csv(folder / "MS_CXR_T_temporal_image_classification_v1.0.0.csv", index=False)
+        target = self.root / "ms-cxr-t"
+        target.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows).to_csv(target / "MS_CXR_T_temporal_image_classification_v1.0.0.csv", index=False)
         pd.DataFrame([("Effusion has grown.", "Larger effusion.", "paraphrase", "RadGraph"),
                       ("Effusion has grown.", "Smaller effusion.", "contradiction", "Swaps")],
                      columns=["sentence_1", "sentence_2", "category", "subset_name"]).to_csv(
-            folder / "MS_CXR_T_temporal_sentence_similarity_v1.0.0.csv", index=False)
+            target / "MS_CXR_T_temporal_sentence_similarity_v1.0.0.csv", index=False)
 
     def write_ms_cxr(self, dicoms: list[str]) -> None:
         """One box an image: the left upper quarter."""
         folder = self.root / "ms-cxr"
         folder.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame([{"category_name": "Pleural Effusion", "label_text": "left effusion", "path": "", "dicom_id": dicom,
-                       "split": "test", "x": 0, "y": 0, "w": self.width // 2, "h": self.height // 2,
+        pd.DataFrame([{"category_name": "Pleural Effusion", "label_text": "left effusion", "path": "",
+                       "dicom_id": dicom, "split": "test", "x": 0, "y": 0, "w": self.width // 2, "h": self.height // 2,
                        "image_width": self.width, "image_height": self.height, "has_text": True}
                       for dicom in dicoms]).to_csv(folder / "MS_CXR_Local_Alignment_v1.0.0.csv", index=False)
 
@@ -137,8 +137,8 @@ class RawWriter:
         rows: list[dict[str, object]] = []
         for number in range(num_patients):
             patient = f"{number:04d}-rsna"
-            write_dicom(folder / "stage_2_train_images" / f"{patient}.dcm", np.full((32, 32), 30 + number, dtype=np.uint8),
-                        view=("AP", "PA", None)[number % 3])
+            write_dicom(folder / "stage_2_train_images" / f"{patient}.dcm",
+                        np.full((32, 32), 30 + number, dtype=np.uint8), view=("AP", "PA", None)[number % 3])
             if number % 3 == 0:
                 rows += [{"patientId": patient, "x": x, "y": 8, "width": 8, "height": 16, "Target": 1} for x in (4, 20)]
             else:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medst.config import fingerprint
+from medst.config import Behaviour, fingerprint
 from medst.data.batch import FRONTAL_VIEWS
 from medst.data.images import ImageError, SquareImage, read_square_image, square_box
 from medst.data.readers import (
@@ -33,13 +33,14 @@ from medst.data.readers import (
     read_rsna,
 )
 from medst.data.readers.mimic_cxr import MimicCxr, group_views
-from medst.data.report_text import clean
+from medst.data.report_text import caption, extract_sections
 
 DATA_SETS = ("mimic-cxr-jpg", "ms-cxr-t", "ms-cxr", "rsna", "covidx")
 """Folders of a data root; any of them may be absent."""
 LARGEST_UNREADABLE_SHARE = 0.02
 """Preparation stops where more images than this share cannot be read."""
 _IMAGES_PER_BLOCK = 256
+_BEHAVIOURS: tuple[Behaviour, ...] = ("released", "corrected")
 
 Progress = Callable[[int, int], None]
 
@@ -84,12 +85,13 @@ def build(root: Path, folder: Path, image_size: int, num_workers: int, progress:
     """
     present = {name for name in DATA_SETS if (root / name).is_dir()}
     if not present:
-        raise DataError(f"{root}: none of {', '.join(DATA_SETS)} is there; set data.root to the folder that holds them, "
-                        "or make phantom data with `medst data phantom`")
+        raise DataError(f"{root}: none of {', '.join(DATA_SETS)} is there; set data.root to the folder that holds "
+                        "them, or make phantom data with `medst data phantom`")
     for name in ("ms-cxr-t", "ms-cxr"):
         if name in present and "mimic-cxr-jpg" not in present:
-            raise DataError(f"{root / name}: its images are those of MIMIC-CXR-JPG; {root / 'mimic-cxr-jpg'} is missing")
-    name, is_credentialed = _read_description(root)
+            raise DataError(f"{root / name}: its images are those of MIMIC-CXR-JPG, but {root / 'mimic-cxr-jpg'} is "
+                            "missing; put it there")
+    name, is_credentialed = read_description(root)
     work = _Building(root, folder, image_size, max(1, num_workers), progress)
 
     ms_cxr_t = read_ms_cxr_t(root) if "ms-cxr-t" in present else None
@@ -100,7 +102,7 @@ def build(root: Path, folder: Path, image_size: int, num_workers: int, progress:
     mimic = read_mimic_cxr(root, references) if "mimic-cxr-jpg" in present else None
     steps: list[tuple[str, int]] = []
     if mimic is not None:
-        studies = _with_captions(mimic.studies)
+        studies = with_captions(mimic.studies)
         steps = [*mimic.steps, *studies.attrs["steps"]]
         needed = _needed_images(mimic, studies, references)
         work.num_images += len(needed)
@@ -129,7 +131,7 @@ def build(root: Path, folder: Path, image_size: int, num_workers: int, progress:
     }
 
 
-def _read_description(root: Path) -> tuple[str, bool]:
+def read_description(root: Path) -> tuple[str, bool]:
     """Name of the data and whether it is credentialed: dataset.json, absent means that it is."""
     phantom = root / "phantom.json"
     if phantom.is_file() and json.loads(phantom.read_text(encoding="utf-8")).get("complete") is not True:
@@ -157,16 +159,16 @@ def _referenced_images(ms_cxr_t: MsCxrT | None, ms_cxr: MsCxr | None) -> frozens
     return frozenset(ids)
 
 
-def _with_captions(studies: pd.DataFrame) -> pd.DataFrame:
+def with_captions(studies: pd.DataFrame) -> pd.DataFrame:
     """Studies with a caption in both behaviours (so that both see the same pairs); steps in `attrs`."""
     with_text = studies[studies["report"].notna()]
-    captions = {behaviour: [clean(text, behaviour) for text in with_text["report"]]
-                for behaviour in ("released", "corrected")}
-    kept = with_text.drop(columns="report").assign(
-        report_released=pd.Series(captions["released"], with_text.index, dtype="str"),
-        report_corrected=pd.Series(captions["corrected"], with_text.index, dtype="str"))
-    kept = kept[(kept["report_released"] != "") & (kept["report_corrected"] != "")].reset_index(drop=True)
-    kept.attrs["steps"] = [("studies with a report", len(with_text)), ("studies with a caption left after cleaning", len(kept))]
+    sections = [extract_sections(text) for text in with_text["report"]]
+    kept = with_text.drop(columns="report").assign(**{
+        f"report_{behaviour}": pd.Series([caption(own, behaviour) for own in sections], with_text.index, dtype="str")
+        for behaviour in _BEHAVIOURS})
+    kept = kept.dropna(subset=[f"report_{behaviour}" for behaviour in _BEHAVIOURS]).reset_index(drop=True)
+    kept.attrs["steps"] = [("studies with a report", len(with_text)),
+                           ("studies with a caption left after cleaning", len(kept))]
     return kept
 
 
@@ -193,8 +195,8 @@ def _write_mimic(work: _Building, images: pd.DataFrame, studies: pd.DataFrame) -
     studies["sex"] = studies["sex"].fillna("") if "sex" in studies.columns else ""
     studies["age"] = studies["age"].astype("float64") if "age" in studies.columns else np.nan
     labels = [column for column in studies.columns if column.startswith("label_")]
-    studies = studies[["subject_id", "study_id", "time", "split", "frontal", "frontal_view", "other_frontals", "lateral",
-                       "lateral_view", "report_released", "report_corrected", "sex", "age", *labels]]
+    studies = studies[["subject_id", "study_id", "time", "split", "frontal", "frontal_view", "other_frontals",
+                       "lateral", "lateral_view", "report_released", "report_corrected", "sex", "age", *labels]]
     studies = studies.sort_values(["subject_id", "time", "study_id"]).reset_index(drop=True)
     work.write_table("mimic_views", views)
     work.write_table("mimic_studies", studies)
@@ -302,8 +304,8 @@ def _write_images(work: _Building, name: str, frame: pd.DataFrame) -> pd.DataFra
                 if len(failures) > LARGEST_UNREADABLE_SHARE * len(frame):
                     raise DataError(
                         f"{len(failures)} of the first {row + 1} images of {name} are unreadable, more than "
-                        f"{LARGEST_UNREADABLE_SHARE:.0%} of all {len(frame)}; complete the download. The first ones:\n  "
-                        + "\n  ".join(failures[:5]))
+                        f"{LARGEST_UNREADABLE_SHARE:.0%} of all {len(frame)}; complete the download. The first ones:"
+                        + "".join(f"\n  {failure}" for failure in failures[:5]))
             else:
                 pixels = image.pixels.tobytes()
                 file.write(pixels)

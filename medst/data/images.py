@@ -79,7 +79,7 @@ def square_box(box: np.ndarray, width: np.ndarray | int, height: np.ndarray | in
 
 def _placement(width: np.ndarray | int, height: np.ndarray | int,
                size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Size of the scaled image, left and top margin, for whole numbers; the short side is rounded down, as published."""
+    """Size of the scaled image, left and top margin; the short side is rounded down to whole pixels, as published."""
     longest = np.maximum(width, height)
     new_width = np.maximum(1, np.asarray(width) * size // longest)
     new_height = np.maximum(1, np.asarray(height) * size // longest)

@@ -171,7 +171,8 @@ class TrainLoader:
         return _batch(
             self.pairs, plan.rows, lateral_rows, plan.sequences, self._captions, self._device,
             frontal=view(self.pairs.frontal[plan.rows], corners[0], jitter[0]),
-            lateral=view(self.pairs.lateral[lateral_rows[has_lateral]], corners[1][has_lateral], jitter[1][has_lateral]))
+            lateral=view(self.pairs.lateral[lateral_rows[has_lateral]], corners[1, has_lateral],
+                         jitter[1, has_lateral]))
 
 
 class EvalLoader:
@@ -205,12 +206,13 @@ class EvalLoader:
         return len(self._plans)
 
     def __iter__(self) -> Iterator[Batch]:
+        def view(images: np.ndarray) -> Tensor:
+            return centre_crop(_read(self._mimic.images, images), self._crop_size, self._device)
+
         for plan in self._plans:
             laterals = self.pairs.lateral[plan.rows]
-            yield _batch(
-                self.pairs, plan.rows, plan.rows, plan.sequences, self._captions, self._device,
-                frontal=centre_crop(_read(self._mimic.images, self.pairs.frontal[plan.rows]), self._crop_size, self._device),
-                lateral=centre_crop(_read(self._mimic.images, laterals[laterals >= 0]), self._crop_size, self._device))
+            yield _batch(self.pairs, plan.rows, plan.rows, plan.sequences, self._captions, self._device,
+                         frontal=view(self.pairs.frontal[plan.rows]), lateral=view(laterals[laterals >= 0]))
 
 
 def select_pairs(mimic: MimicStore, studies: np.ndarray, config: Config, is_training: bool) -> Pairs:
@@ -237,7 +239,7 @@ def select_pairs(mimic: MimicStore, studies: np.ndarray, config: Config, is_trai
         frontal = np.concatenate([np.concatenate([[first], rows]) for first, rows in zip(frontal, others, strict=True)])
         frontal = frontal.astype(np.int64)
         frontal_view = mimic.views["view"].map(_VIEW_CODE).to_numpy()[frontal]
-    lateral_view = np.where(lateral >= 0, table["lateral_view"].map(_VIEW_CODE).fillna(-1).to_numpy(), -1).astype(np.int64)
+    lateral_view = np.where(lateral >= 0, table["lateral_view"].map(_VIEW_CODE), -1).astype(np.int64)
     _, patient = np.unique(table["subject_id"].to_numpy(dtype=object), return_inverse=True)
     return Pairs(study=studies[number], patient=patient[number], frontal=frontal, frontal_view=frontal_view,
                  lateral=lateral[number], lateral_view=lateral_view[number])
@@ -265,7 +267,8 @@ def _checked(store: Store, tokenizer: Tokenizer, config: Config) -> MimicStore:
     if store.mimic is None:
         raise LoaderError(f"{store.path}: the store holds no MIMIC-CXR data, on which training and validation run")
     if store.image_size != config.data.image_size:
-        raise LoaderError(f"{store.path}: images of {store.image_size} pixels, data.image_size={config.data.image_size}")
+        raise LoaderError(f"{store.path}: the store holds images of {store.image_size} pixels, data.image_size is "
+                          f"{config.data.image_size}; prepare a store of that size")
     if tokenizer.word_aggregation != config.model.text.word_aggregation:
         raise LoaderError(f"the tokenizer aggregates words in the manner '{tokenizer.word_aggregation}', "
                           f"model.text.word_aggregation is '{config.model.text.word_aggregation}'")

@@ -135,7 +135,7 @@ def prepare(data: DataConfig, num_workers: int = 1, progress: Callable[[int, int
                 _replace(path, data, num_workers, progress)
             return _open(path)
     except PermissionError as error:
-        raise StoreError(f"{path}: the store cannot be written ({error}); set data.store to a folder that can") from None
+        raise StoreError(f"{path}: the store cannot be written ({error}); set data.store to another folder") from None
 
 
 def open_store(data: DataConfig) -> Store:
@@ -157,7 +157,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
-        raise StoreError(f"{path}: there is no readable manifest.json: it is not a store; move it away or set data.store "
+        raise StoreError(f"{path}: no readable manifest.json in it, so it is no store; move it away, or set data.store "
                          "to another folder") from None
     return manifest
 

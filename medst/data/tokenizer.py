@@ -160,11 +160,11 @@ class Tokenizer:
         return [words[slot] for slot in sorted(words)]
 
     def save(self, folder: str | Path) -> None:
-        """Write vocab.txt and tokenizer.json (our own settings beside it) into `folder`."""
+        """Write vocab.txt and medst_tokenizer.json into `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        settings = {"is_lower_case": self.is_lower_case, "word_aggregation": self.word_aggregation}
-        for name, text in (("vocab.txt", "\n".join(self.vocabulary) + "\n"), ("medst_tokenizer.json", json.dumps(settings))):
+        settings = json.dumps({"is_lower_case": self.is_lower_case, "word_aggregation": self.word_aggregation})
+        for name, text in (("vocab.txt", "\n".join(self.vocabulary) + "\n"), ("medst_tokenizer.json", settings)):
             temporary = folder / f".{name}.new"
             temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, folder / name)
@@ -176,11 +176,13 @@ class Tokenizer:
         Raises:
             VocabularyError: a file is missing.
         """
+        path = Path(folder) / "medst_tokenizer.json"
         try:
-            settings = json.loads((Path(folder) / "medst_tokenizer.json").read_text(encoding="utf-8"))
+            settings = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise VocabularyError(f"{folder}: no medst_tokenizer.json; a folder that Tokenizer.save wrote is expected") from None
-        return cls(_read_vocabulary(Path(folder) / "vocab.txt"), settings["is_lower_case"], settings["word_aggregation"])
+            raise VocabularyError(f"{path}: no such file; a folder that Tokenizer.save wrote is expected") from None
+        vocabulary = _read_vocabulary(Path(folder) / "vocab.txt")
+        return cls(vocabulary, settings["is_lower_case"], settings["word_aggregation"])
 
 
 def build_tokenizer(store: Store, data: DataConfig, word_aggregation: Behaviour) -> Tokenizer:
@@ -223,26 +225,39 @@ def _read_vocabulary(path: Path) -> list[str]:
 
 
 def _find_vocabulary(place: str) -> tuple[list[str], bool]:
-    """Pieces and case of a vocab.txt, a transformers folder, or a transformers name (cached or downloaded)."""
+    """Pieces and case of a vocab.txt, a transformers folder, or a model name (cached or downloaded)."""
     path = Path(place)
     if path.is_file():
-        vocabulary = _read_vocabulary(path)
-        return vocabulary, _has_no_capitals(vocabulary)
+        return _with_case(_read_vocabulary(path))
     if path.is_dir():
-        vocabulary = _read_vocabulary(path / "vocab.txt")
-        settings = path / "tokenizer_config.json"
-        stated = json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case") if settings.is_file() else None
-        return vocabulary, _has_no_capitals(vocabulary) if stated is None else bool(stated)
-    from huggingface_hub import hf_hub_download  # Only names need it, and it is slow to import.
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
+        if (path / "vocab.txt").is_file():
+            return _with_case(_read_vocabulary(path / "vocab.txt"), path / "tokenizer_config.json")
+        if (path / "tokenizer.json").is_file():
+            return _from_pieces(PieceTokenizer.from_file(str(path / "tokenizer.json")), place)
+        raise VocabularyError(f"data.vocabulary={place}: the folder holds neither vocab.txt nor tokenizer.json")
     try:
-        vocabulary = _read_vocabulary(Path(hf_hub_download(place, "vocab.txt")))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise VocabularyError(f"data.vocabulary={place}: neither a file, nor a folder, nor a model name whose vocab.txt can "
-                              f"be had ({type(error).__name__}); download the model and give its folder") from None
-    return vocabulary, _has_no_capitals(vocabulary)
+        return _from_pieces(PieceTokenizer.from_pretrained(place), place)
+    except (OSError, ValueError) as error:
+        raise VocabularyError(
+            f"data.vocabulary={place}: no such file or folder, and no model of that name whose tokenizer.json can be "
+            f"had ({type(error).__name__}); download the model and give its folder, or its vocab.txt") from None
 
 
-def _has_no_capitals(vocabulary: Sequence[str]) -> bool:
-    return all(piece == piece.lower() for piece in vocabulary if piece not in SPECIAL_TOKENS and not piece.startswith("["))
+def _with_case(vocabulary: list[str], settings: Path | None = None) -> tuple[list[str], bool]:
+    """Whether a vocabulary is lower case: as its folder says, else where it has no capital."""
+    if settings is not None and settings.is_file():
+        stated = json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case")
+        if stated is not None:
+            return vocabulary, bool(stated)
+    return vocabulary, all(piece == piece.lower() for piece in vocabulary if not piece.startswith("["))
+
+
+def _from_pieces(pieces: PieceTokenizer, place: str) -> tuple[list[str], bool]:
+    if not isinstance(pieces.model, models.WordPiece):
+        raise VocabularyError(f"data.vocabulary={place}: {type(pieces.model).__name__} pieces; a BERT vocabulary "
+                              "(WordPiece) is expected")
+    ids = pieces.get_vocab()
+    vocabulary = sorted(ids, key=ids.__getitem__)
+    if isinstance(pieces.normalizer, normalizers.BertNormalizer):
+        return vocabulary, pieces.normalizer.lowercase
+    return _with_case(vocabulary)

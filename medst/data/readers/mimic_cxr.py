@@ -16,7 +16,8 @@ from medst.data.batch import FRONTAL_VIEWS, LATERAL_VIEWS, VIEWS
 from medst.data.readers.tables import DataError, find_table, numbers, read_table, refuse_rows
 
 JPG_ORIGIN = "MIMIC-CXR-JPG 2.0.0 (https://physionet.org/content/mimic-cxr-jpg/2.0.0/, credentialed access)"
-TEXT_ORIGIN = "MIMIC-CXR 2.0.0 (https://physionet.org/content/mimic-cxr/2.0.0/, mimic-cxr-reports.zip, credentialed access)"
+TEXT_ORIGIN = ("mimic-cxr-reports.zip of MIMIC-CXR 2.0.0 (https://physionet.org/content/mimic-cxr/2.0.0/, credentialed "
+               "access)")
 SPLITS = ("train", "validate", "test")
 LABELS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture",
           "Lung Lesion", "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia",
