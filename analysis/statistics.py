@@ -202,7 +202,7 @@ def contenders(scores: ArrayLike, higher_is_better: bool = True, confidence: flo
         raise ValueError(f"scores must be (num_seeds, num_arms), not of shape {table.shape}")
     if not higher_is_better:
         table = -table
-    scored = ~np.isnan(table).all(axis=0)
+    scored: NDArray[np.bool_] = ~np.isnan(table).all(axis=0)
     num_arms = int(scored.sum())
     if num_arms < 2:
         return scored
@@ -216,7 +216,8 @@ def contenders(scores: ArrayLike, higher_is_better: bool = True, confidence: flo
         critical = np.array([t_quantile(1 - level, count - 1) if count > 1 else math.inf
                              for count in range(table.shape[0] + 1)])
         is_beaten = (n > 1) & (mean - critical[n] * deviation / np.sqrt(n) > 0)
-    return scored & ~is_beaten.any(axis=0)
+    kept: NDArray[np.bool_] = scored & ~is_beaten.any(axis=0)
+    return kept
 
 
 @lru_cache(maxsize=256)
@@ -242,9 +243,11 @@ def _sign_flips(num_seeds: int) -> Floats:
     """(num_flips, num_seeds) of -1 and 1, first row all 1: every flip, or a fixed sample of them."""
     if num_seeds <= MAX_SEEDS_ENUMERATED:
         codes = np.arange(2**num_seeds)[:, None] >> np.arange(num_seeds)[None, :]
-        return 1.0 - 2.0 * (codes & 1)
-    drawn = np.random.default_rng(0).integers(0, 2, size=(NUM_SAMPLED_FLIPS, num_seeds))
-    return np.concatenate([np.ones((1, num_seeds)), 1.0 - 2.0 * drawn])
+        bits = codes & 1
+    else:
+        drawn = np.random.default_rng(0).integers(0, 2, size=(NUM_SAMPLED_FLIPS, num_seeds))
+        bits = np.concatenate([np.zeros((1, num_seeds), dtype=np.int64), drawn])
+    return np.where(bits == 0, 1.0, -1.0)
 
 
 def _one_axis(values: ArrayLike) -> Floats:

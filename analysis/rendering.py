@@ -1,0 +1,283 @@
+"""How a table looks: Markdown, LaTeX (booktabs), CSV and the terminal.
+
+What lives here: the four renderings of one `ResultTable`. What must not: any choice or computation of
+what stands in it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+import pandas as pd
+from rich.console import Console, Group, RenderableType
+from rich.table import Table as TerminalTable
+from rich.text import Text
+
+from analysis.registry import Metric
+from analysis.statistics import MIN_SEEDS_FOR_TEST, Interval, PairedDifference
+from analysis.tables import SIGNIFICANCE, Cell, Panel, ResultTable, Row
+
+NOTHING = "–"
+MINUS = "−"
+
+
+def number(value: float, metric: Metric, signed: bool = False) -> str:
+    """A tracked value in the unit shown, with a true minus; '–' for NaN."""
+    if math.isnan(value):
+        return NOTHING
+    text = f"{value * metric.scale:{'+' if signed else ''}.{metric.digits}f}"
+    if not text.strip("+-0."):
+        text = text.lstrip("+-")
+    return text.replace("-", MINUS)
+
+
+def score(interval: Interval, metric: Metric) -> str:
+    """'74.1 ± 2.1'; without half width where there is none."""
+    mean = number(interval.mean, metric)
+    return mean if math.isnan(interval.half_width) else f"{mean} ± {number(interval.half_width, metric)}"
+
+
+def difference(paired: PairedDifference | None, metric: Metric) -> str:
+    """'+1.2 [−0.3, +2.7]'."""
+    if paired is None or paired.n == 0:
+        return ""
+    mean = number(paired.mean, metric, signed=True)
+    if paired.n == 1:
+        return mean
+    return f"{mean} [{number(paired.low, metric, signed=True)}, {number(paired.high, metric, signed=True)}]"
+
+
+def p_value(p: float) -> str:
+    """'0.031*'; empty where no test was made."""
+    if math.isnan(p):
+        return ""
+    return ("<0.001" if p < 0.0005 else f"{p:.3f}") + ("*" if p <= SIGNIFICANCE else "")
+
+
+def _blank(value: float, text: str) -> str:
+    return "" if math.isnan(value) else text
+
+
+# A panel as plain texts: the one grid that Markdown, LaTeX and the terminal all show.
+
+
+def _heads(table: ResultTable, panel: Panel) -> list[str]:
+    if not panel.is_detailed:
+        return ["Arm", *(_column_head(table, metric) for metric in panel.metrics)]
+    primary, *cost = panel.metrics
+    heads = ["Arm", "n", primary.short, f"Difference to {table.reference}"]
+    if table.num_seeds >= MIN_SEEDS_FOR_TEST:
+        heads.append("p")
+    return [*heads, "MDD", "r", *(metric.short for metric in cost)]
+
+
+def _column_head(table: ResultTable, metric: Metric) -> str:
+    return (metric.column or metric.short) if table.is_one_task else metric.short
+
+
+def _detailed_line(table: ResultTable, panel: Panel, row: Row, mark: Callable[[str, Cell], str]) -> list[str]:
+    primary, *cost = panel.metrics
+    cell = row.cells[primary.key]
+    line = [row.arm, str(cell.interval.n or ""), mark(score(cell.interval, primary), cell),
+            "reference" if row.is_reference else difference(cell.difference, primary)]
+    if table.num_seeds >= MIN_SEEDS_FOR_TEST:
+        line.append(p_value(cell.adjusted_p))
+    correlation = math.nan if cell.difference is None else cell.difference.correlation
+    line += [_blank(cell.detectable, number(cell.detectable, primary)),
+             _blank(correlation, f"{correlation:.2f}".replace("-", MINUS))]
+    return line + [_blank(mean, number(mean, metric)) for metric in cost
+                   for mean in (row.cells[metric.key].interval.mean,)]
+
+
+def _two_lines(row: Row, metric: Metric, mark: Callable[[str, Cell], str]) -> tuple[str, str]:
+    """Score and difference; n where it is not the row's."""
+    cell = row.cells[metric.key]
+    first = mark(score(cell.interval, metric), cell)
+    if 0 < cell.interval.n < row.num_trials:
+        first += f" (n={cell.interval.n})"
+    return first, difference(cell.difference, metric)
+
+
+# Markdown
+
+
+def markdown(table: ResultTable) -> str:
+    """Headline, warnings, one table a panel, caption."""
+    parts = [f"# {table.title}", *(f"> **{_markdown_escape(warning)}**" for warning in table.warnings)]
+    for panel in table.panels:
+        heads = _heads(table, panel)
+        lines = ["| " + " | ".join(_markdown_escape(head) for head in heads) + " |",
+                 "|" + "|".join([" :-- ", *[" --: "] * (len(heads) - 1)]) + "|"]
+        for row in table.rows:
+            if panel.is_detailed:
+                cells = _detailed_line(table, panel, row, _markdown_mark)
+            else:
+                pairs = [_two_lines(row, metric, _markdown_mark) for metric in panel.metrics]
+                cells = [row.arm, *("<br>".join(filter(None, pair)) for pair in pairs)]
+            lines.append("| " + " | ".join([_markdown_escape(cells[0]), *cells[1:]]) + " |")
+        parts += ([f"**{_markdown_escape(panel.title)}**"] if panel.title else []) + ["\n".join(lines)]
+    parts.append(_markdown_escape(" ".join(table.caption)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_mark(text: str, cell: Cell) -> str:
+    return {"best": f"**{text}** ‡", "contender": f"{text} †", "": text}[cell.mark]
+
+
+def _markdown_escape(text: str) -> str:
+    return re.sub(r"([|*_<>`\\])", r"\\\1", text)
+
+
+# LaTeX
+
+
+def latex(table: ResultTable) -> str:
+    """A `table*` with booktabs rules; needs only \\usepackage{booktabs}, UTF-8 input and the label in the text."""
+    lines = [r"\begin{table*}[t]", r"\centering\footnotesize\setlength{\tabcolsep}{3.5pt}"]
+    caption = " ".join([f"{table.title.rstrip('.?')}{'?' if table.title.endswith('?') else '.'}",
+                        *table.warnings, *table.caption])
+    lines.append(rf"\caption{{{latex_escape(caption)}}}\label{{tab:{_label(table.name)}}}")
+    for panel in table.panels:
+        heads = _heads(table, panel)
+        if panel.title:
+            lines.append(rf"\par\smallskip\textit{{{latex_escape(panel.title)}}}\par\smallskip")
+        lines += [rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule",
+                  " & ".join(latex_escape(head) for head in heads) + r" \\", r"\midrule"]
+        for row in table.rows:
+            if panel.is_detailed:
+                first, second = _detailed_line(table, panel, row, _latex_mark), []
+            else:
+                pairs = [_two_lines(row, metric, _latex_mark) for metric in panel.metrics]
+                first = [row.arm, *(pair[0] for pair in pairs)]
+                second = ["", *(pair[1] for pair in pairs)]
+            lines.append(" & ".join(_latex_cell(text) for text in first) + r" \\")
+            if any(second):
+                small = [rf"{{\scriptsize {_latex_cell(text)}}}" if text else "" for text in second]
+                lines.append(" & ".join(small) + r" \\[2pt]")
+        lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*lines, r"\end{table*}"]) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "±": r"$\pm$", MINUS: r"$-$",
+    "†": r"$^\dagger$", "‡": r"$^\ddagger$", "λ": r"$\lambda$", "×": r"$\times$", "≤": r"$\le$", "≥": r"$\ge$",
+    "→": r"$\to$", "–": "--", "—": "---", "…": r"\ldots{}",
+}
+# Marks survive the escape of a cell's text as characters that no text holds.
+_BOLD, _END = "\ue000", "\ue001"
+
+
+def latex_escape(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _latex_cell(text: str) -> str:
+    return latex_escape(text).replace(_BOLD, r"\textbf{").replace(_END, "}")
+
+
+def _latex_mark(text: str, cell: Cell) -> str:
+    return {"best": f"{_BOLD}{text}{_END}‡", "contender": f"{text}†", "": text}[cell.mark]
+
+
+def _label(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())
+
+
+# CSV
+
+
+def csv_frame(table: ResultTable) -> pd.DataFrame:
+    """One row per cell, in tracked units, with the run ids behind it."""
+    records = []
+    reference = next(row for row in table.rows if row.is_reference)
+    for order, row in enumerate(table.rows):
+        for metric in table.metrics:
+            cell = row.cells[metric.key]
+            paired = cell.difference
+            records.append({
+                "table": table.name, "study": table.study, "arm": row.arm, "arm_order": order, "metric": metric.key,
+                "name": metric.name, "protocol": metric.protocol, "n": cell.interval.n, "mean": cell.interval.mean,
+                "low": cell.interval.low, "high": cell.interval.high, "deviation": cell.interval.deviation,
+                "reference": table.reference, "n_pairs": paired.n if paired else 0,
+                "difference": paired.mean if paired else math.nan, "difference_low": paired.low if paired else math.nan,
+                "difference_high": paired.high if paired else math.nan,
+                "correlation": paired.correlation if paired else math.nan, "adjusted_p": cell.adjusted_p,
+                "detectable": cell.detectable, "mark": cell.mark, "run_ids": " ".join(cell.run_ids),
+                "reference_run_ids": " ".join(reference.cells[metric.key].run_ids),
+            })
+    return pd.DataFrame.from_records(records)
+
+
+# Terminal
+
+
+def terminal(table: ResultTable, width: int) -> RenderableType:
+    """Blocks of at most `width` characters, headline first, caption last.
+
+    To stay on one line an arm shows its level on the primary outcome, and on the others only its difference to
+    the reference, whose own row shows the level.
+    """
+    parts: list[RenderableType] = [Text(table.title, style="bold")]
+    parts += [Text(warning, style="bold yellow") for warning in table.warnings]
+    for panel in table.panels:
+        title = panel.title
+        if not panel.is_detailed:
+            title = f"{title}: level of {table.reference}, then paired differences to it, ± half width"
+        lines = [_terminal_line(table, panel, row) for row in table.rows]
+        parts += ["", *_blocks(title, _heads(table, panel), lines, [row.is_reference for row in table.rows], width)]
+    parts += ["", Text(" ".join(table.caption), style="dim")]
+    return Group(*parts)
+
+
+def print_terminal(table: ResultTable, console: Console | None = None) -> None:
+    """Print a table to fit the console."""
+    console = console or Console()
+    console.print(terminal(table, console.width))
+
+
+def _terminal_line(table: ResultTable, panel: Panel, row: Row) -> list[str]:
+    if panel.is_detailed:
+        return _detailed_line(table, panel, row, _plain_mark)
+    line = [row.arm]
+    for metric in panel.metrics:
+        cell = row.cells[metric.key]
+        paired = cell.difference
+        if paired is None:
+            text = score(cell.interval, metric)
+        else:
+            text = number(paired.mean, metric, signed=True)
+            if paired.n > 1:
+                text += f" ± {number(paired.interval.half_width, metric)}"
+        # Marks of eight outcomes would drown the differences: they stand in the files.
+        line.append(text)
+    return line
+
+
+def _blocks(title: str, heads: list[str], lines: list[list[str]], is_reference: list[bool], width: int
+            ) -> list[TerminalTable]:
+    """The grid, cut between columns into tables that fit; each repeats the first column."""
+    gap = 2
+    widths = [max(len(line[column]) for line in [heads, *lines]) + gap for column in range(len(heads))]
+    groups: list[list[int]] = [[]]
+    for column in range(1, len(heads)):
+        if groups[-1] and widths[0] + sum(widths[other] for other in groups[-1]) + widths[column] > width:
+            groups.append([])
+        groups[-1].append(column)
+    tables = []
+    for number_of_block, group in enumerate(groups):
+        grid = TerminalTable(title=title if number_of_block == 0 else None, title_justify="left", title_style="italic",
+                             box=None, padding=(0, gap, 0, 0), header_style="bold")
+        for column in (0, *group):
+            grid.add_column(heads[column], justify="right" if column else "left", no_wrap=True)
+        for line, is_first in zip(lines, is_reference, strict=True):
+            grid.add_row(*[Text(line[column]) for column in (0, *group)], style="bold" if is_first else "")
+        tables.append(grid)
+    return tables
+
+
+def _plain_mark(text: str, cell: Cell) -> str:
+    return {"best": f"{text} ‡", "contender": f"{text} †", "": text}[cell.mark]

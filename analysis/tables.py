@@ -1,0 +1,280 @@
+"""Ablation tables: which arms, which metrics, which comparison, and the caption that makes them honest.
+
+What lives here: the content of tables as plain frozen carriers. What must not: how they look
+(analysis/rendering.py), how their numbers are computed (analysis/statistics.py) or what a metric means
+(analysis/registry.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from analysis import registry, statistics
+from analysis.registry import Metric
+from analysis.text import distinct, seeds_text
+from analysis.tidy import FINISHED, Plan, Study
+
+Mark = Literal["", "best", "contender"]
+SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm on one metric, in the tracked unit."""
+
+    interval: statistics.Interval
+    difference: statistics.PairedDifference | None
+    """To the reference arm; None for the reference itself, for costs and for chance."""
+    adjusted_p: float
+    """Of the primary metric, from 6 seeds on; else NaN."""
+    detectable: float
+    """Smallest true difference that this many seeds find with power 0.8; NaN where unknown."""
+    mark: Mark
+    run_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    arm: str
+    is_reference: bool
+    num_trials: int
+    """Finished trials of the arm."""
+    cells: dict[str, Cell]
+    """Metric key -> cell."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Columns that are shown side by side."""
+
+    title: str
+    metrics: tuple[Metric, ...]
+    is_detailed: bool = False
+    """One outcome with everything known about its comparison, and the cost of the arms."""
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    name: str
+    """File name without its ending."""
+    title: str
+    study: str
+    reference: str
+    num_seeds: int
+    panels: tuple[Panel, ...]
+    rows: tuple[Row, ...]
+    caption: tuple[str, ...]
+    """Sentences."""
+    warnings: tuple[str, ...]
+    """What makes the table incomplete or stale; sentences, shown before the caption."""
+
+    is_one_task: bool = False
+    """All columns belong to one task, which the title names."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Every metric once, in display order."""
+        return tuple({metric.key: metric for panel in self.panels for metric in panel.metrics}.values())
+
+
+def study_table(study: Study, current_source: str) -> ResultTable:
+    """The study's own table: primary metric in detail, then the other components' primary tasks.
+
+    Raises:
+        ValueError: a metric of the plan is not in the registry.
+    """
+    primary = registry.describe(study.plan.primary)
+    cost = tuple(registry.METRICS[key] for key in registry.COST if key in study.metrics)
+    own = [registry.describe(key) for key in study.plan.secondary]
+    secondary = dict.fromkeys([*own, *registry.COMPONENT_PRIMARIES])
+    others = tuple(metric for metric in secondary if metric.key in study.metrics and metric.key != primary.key)
+    panels = [Panel(f"Primary outcome: {primary.name}", (primary, *cost), is_detailed=True)]
+    if others:
+        panels.append(Panel("Secondary outcomes", others))
+    title = study.plan.question or f"Study {study.plan.name}"
+    return _build(study, study.plan.name, title, tuple(panels), current_source)
+
+
+def task_tables(study: Study, current_source: str) -> list[ResultTable]:
+    """The paper's task tables, with the arms of `study`; one panel per protocol. Tasks without results are left out."""
+    tables = []
+    for task, title in registry.TASK_TITLES.items():
+        panels = []
+        for (panel, protocol), metrics in registry.task_panels(task).items():
+            present = tuple(metric for metric in metrics if metric.key in study.metrics)
+            if present:
+                panels.append(Panel(", ".join(filter(None, (panel, protocol))), present))
+        if panels:
+            tables.append(_build(study, f"task_{task}", f"{title}, arms of study {study.plan.name}", tuple(panels), current_source, is_one_task=True))
+    return tables
+
+
+_EMPTY = Cell(statistics.mean_interval([]), None, math.nan, math.nan, "", ())
+
+
+def _build(study: Study, name: str, title: str, panels: tuple[Panel, ...], current_source: str,
+           is_one_task: bool = False) -> ResultTable:
+    plan = study.plan
+    metrics = tuple({metric.key: metric for panel in panels for metric in panel.metrics}.values())
+    columns = {metric.key: _column(study, metric) for metric in metrics}
+    finished = study.trials[study.trials["state"] == FINISHED].groupby("arm").size()
+    floors = [floor for floor in registry.FLOORS if any(floor in column for column in columns.values())]
+    for column in columns.values():
+        column.update({floor: _EMPTY for floor in floors if floor not in column})
+    rows = [
+        Row(registry.FLOORS.get(arm, arm), arm == plan.reference,
+            int(finished.get(arm, max(column[arm].interval.n for column in columns.values()))),
+            {key: column[arm] for key, column in columns.items()})
+        for arm in (*plan.arms, *floors)]
+    chances = {metric.key: _chance_cell(study, metric) for metric in metrics}
+    if not all(math.isnan(cell.interval.mean) for cell in chances.values()):
+        rows.append(Row("chance", False, 0, chances))
+    return ResultTable(
+        name, title, plan.name, plan.reference, len(plan.seeds), panels, tuple(rows),
+        caption=tuple(_caption(study, metrics, rows)),
+        warnings=tuple(_warnings(study, current_source)), is_one_task=is_one_task,
+    )
+
+
+def _column(study: Study, metric: Metric) -> dict[str, Cell]:
+    """Cells of the arms, then of every floor that any metric of the study has."""
+    plan = study.plan
+    scores = study.scores(metric.key)
+    run_ids = study.run_ids(metric.key)
+    reference = scores[plan.reference].to_numpy()
+    is_cost = metric.task == "cost"
+    others = [arm for arm in plan.arms if arm != plan.reference]
+    adjusted: dict[str, float] = {}
+    if metric.key == plan.primary:
+        p = statistics.max_t_adjusted_p(scores[others].to_numpy() - reference[:, None])
+        adjusted = dict(zip(others, p.tolist(), strict=True))
+    marks = {} if is_cost else _marks(plan.arms, scores.to_numpy(), metric)
+    for floor in registry.FLOORS:
+        if not is_cost and any(key.startswith(registry.floor_prefix(floor)) for key in study.metrics):
+            # A floor is no arm: it is tracked by some trial of each seed, the reference's where it has it.
+            key = registry.floor_key(metric.key, floor)
+            order = [plan.reference, *others]
+            scores[floor] = study.scores(key)[order].bfill(axis=1).iloc[:, 0]
+            run_ids[floor] = tuple(run for arm in order for run in study.run_ids(key)[arm])
+    cells = {}
+    for arm in scores.columns:
+        difference = None
+        detectable = math.nan
+        if arm != plan.reference and not is_cost:
+            difference = statistics.paired_difference(scores[arm].to_numpy(), reference)
+            if arm not in registry.FLOORS:
+                detectable = statistics.minimum_detectable_difference(difference.interval.deviation, difference.n)
+        cells[arm] = Cell(statistics.mean_interval(scores[arm].to_numpy()), difference, adjusted.get(arm, math.nan),
+                          detectable, marks.get(arm, ""), run_ids[arm])
+    return cells
+
+
+def _chance_cell(study: Study, metric: Metric) -> Cell:
+    level = math.nan if metric.chance is None else metric.chance
+    if metric.chance_key:
+        level = statistics.mean_interval(study.scores(metric.chance_key).to_numpy().ravel()).mean
+    return Cell(statistics.Interval(level, math.nan, 0, math.nan), None, math.nan, math.nan, "", ())
+
+
+def _marks(arms: Sequence[str], table: statistics.Floats, metric: Metric) -> dict[str, Mark]:
+    """Best and contenders, from 6 seeds on, and only where at least one arm is told from the best."""
+    counts = (~np.isnan(table)).sum(axis=0)
+    eligible = counts >= statistics.MIN_SEEDS_FOR_TEST
+    if eligible.sum() < 2:
+        return {}
+    kept = np.where(eligible[None, :], table, np.nan)
+    is_contender = statistics.contenders(kept, metric.is_higher_better)
+    if is_contender.sum() == eligible.sum():
+        return {}
+    means = np.array([statistics.mean_interval(kept[:, column]).mean for column in range(kept.shape[1])])
+    best = int(np.nanargmax(means if metric.is_higher_better else -means))
+    marks: dict[str, Mark] = {arm: "contender" for arm, is_in in zip(arms, is_contender, strict=True) if is_in}
+    marks[arms[best]] = "best"
+    return marks
+
+
+def _caption(study: Study, metrics: Sequence[Metric], rows: Sequence[Row]) -> list[str]:
+    plan = study.plan
+    done = study.trials[study.trials["state"] == FINISHED]
+    seeds = seeds_text(plan.seeds)
+    sentences = [
+        f"Mean ± half width of the 95 % t interval over seeds {seeds}; below or beside it the difference to "
+        f"'{plan.reference}', paired by seed, with its 95 % t interval. Scores are times 100; n counts seeds.",
+    ]
+    data = distinct(done["data_name"], done["data_fingerprint"])
+    if data:
+        settings = "".join(f", {key}={value}" for key, value in plan.common.items())
+        budget = distinct(study.scores("facts/pairs_seen").stack().map("{:,.0f}".format))
+        sentences.append(f"Data: {data}; configuration {', '.join(plan.base) or 'default'}{settings}; "
+                         f"{f'budget {budget} pairs seen; ' if budget else ''}"
+                         f"code {distinct(done['source_fingerprint'])}.")
+    used = {metric.protocol for metric in metrics}
+    protocols = [protocol for protocol in registry.PROTOCOL_TEXT if protocol in used]
+    if protocols:
+        sentences.append("Protocols: " + "; ".join(registry.PROTOCOL_TEXT[protocol] for protocol in protocols) + ".")
+    sentences += _test_sentences(plan, metrics, rows)
+    sentences.append(_count_sentence(study))
+    return sentences
+
+
+def _test_sentences(plan: Plan, metrics: Sequence[Metric], rows: Sequence[Row]) -> list[str]:
+    sentences = []
+    primary = next((metric for metric in metrics if metric.key == plan.primary), None)
+    if len(plan.seeds) < statistics.MIN_SEEDS_FOR_TEST:
+        sentences.append(f"With {len(plan.seeds)} seeds no exact paired test can reach {SIGNIFICANCE:.2f}: "
+                         "intervals only, no p, nothing marked.")
+    else:
+        sentences.append("‡ best mean; † cannot be told from the best (comparison with the best, 95 %); "
+                         "a column without marks tells no arm from its best.")
+        if primary is not None:
+            sentences.append("p: two-sided, of the primary metric only, adjusted for all arms by step-down max-T "
+                             "over joint sign flips of the seeds; * p ≤ 0.05. Arms with fewer than "
+                             f"{statistics.MIN_SEEDS_FOR_TEST} pairs are neither tested nor marked.")
+    lead = primary or metrics[0]
+    found = [row.cells[lead.key].detectable * lead.scale for row in rows
+             if not math.isnan(row.cells[lead.key].detectable)]
+    if found:
+        low, middle, high = (f"{value:.{lead.digits}f}" for value in (min(found), np.median(found), max(found)))
+        column = "; column MDD" if primary else ""
+        sentences.append(
+            f"Not detectable: a true difference in {lead.name} below {middle} {lead.unit} (median over arms; {low} to "
+            f"{high}{column}) is missed more than one time in five by a paired t test at {SIGNIFICANCE:.2f}, "
+            "before any adjustment.")
+    if primary:
+        sentences.append("r: correlation of arm and reference over seeds, which is what pairing gains.")
+    return sentences
+
+
+def _count_sentence(study: Study) -> str:
+    counts = study.trials["state"].value_counts()
+    parts = [f"{int(counts.get(FINISHED, 0))} of {len(study.trials)} planned trials finished"]
+    parts += [f"{int(number)} {state}" for state, number in counts.items() if state != FINISHED]
+    return ", ".join(parts) + "."
+
+
+def _warnings(study: Study, current_source: str) -> list[str]:
+    """Sentences on incomplete, stale and mixed results; empty for a table in order."""
+    trials = study.trials
+    sentences = []
+    unfinished = trials[trials["state"] != FINISHED]
+    if len(unfinished):
+        named = []
+        for (state, arm), group in unfinished.groupby(["state", "arm"], sort=False):
+            reasons = [str(reason).strip() for reason in group["reason"].dropna()]
+            reason = f": {reasons[0].splitlines()[0]}" if reasons and reasons[0] else ""
+            named.append(f"{arm} seed{'s' if len(group) > 1 else ''} {seeds_text(group['seed'])} {state}{reason}")
+        sentences.append(f"INCOMPLETE: {len(unfinished)} of {len(trials)} trials are not in it ({'; '.join(named)}).")
+    done = trials[trials["state"] == FINISHED]
+    stale = done[done["source_fingerprint"] != current_source]
+    if len(stale):
+        sentences.append(f"STALE: {len(stale)} of {len(done)} trials were computed by other code "
+                         f"({distinct(stale['source_fingerprint'])}) than the present ({current_source}).")
+    if done["data_fingerprint"].nunique() > 1:
+        sentences.append(f"MIXED DATA: trials of {done['data_fingerprint'].nunique()} data sets are averaged "
+                         f"({distinct(done['data_fingerprint'])}).")
+    return sentences

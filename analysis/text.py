@@ -1,0 +1,44 @@
+"""Words and numbers as people read them; shared by tables and figures.
+
+What lives here: pure functions from values to short texts. What must not: layout of any one output format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def finding_name(finding: str) -> str:
+    """'pleural_effusion' -> 'pleural effusion'."""
+    return finding.replace("_", " ")
+
+
+def broken(text: str, width: int = 11, lines: int | None = None) -> str:
+    """Lines of at most `width` characters, cut between words; beyond `lines` of them an ellipsis."""
+    parts = [""]
+    for word in text.split():
+        if parts[-1] and len(parts[-1]) + 1 + len(word) > width:
+            parts.append("")
+        parts[-1] = f"{parts[-1]} {word}".strip()
+    if lines is not None and len(parts) > lines:
+        parts = [*parts[: lines - 1], f"{parts[lines - 1]} …"]
+    return "\n".join(parts)
+
+
+def seeds_text(numbers: Iterable[int]) -> str:
+    """0, 1, 2, 5 -> '0–2, 5'."""
+    runs: list[list[int]] = []
+    for number in sorted({int(number) for number in numbers}):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+
+
+def distinct(*columns: Iterable[object]) -> str:
+    """The distinct rows of parallel columns in order of appearance: 'first (second)'; missing values left out."""
+    texts = (["" if value is None or value != value else str(value) for value in column] for column in columns)
+    seen = dict.fromkeys(zip(*texts, strict=True))
+    named = [(first, " ".join(filter(None, rest))) for first, *rest in seen if first or any(rest)]
+    return ", ".join(f"{first} ({rest})" if rest else first for first, rest in named)

@@ -1,0 +1,180 @@
+"""From what was tracked of a study to tidy frames: planned trials with their state, and their numbers.
+
+What lives here: the study's plan, the choice of the one run that stands for a planned trial, frames of one
+row per trial and per trial x metric. What must not: statistics, rendering, or MLflow itself (medst.tracking
+speaks it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from medst import tracking
+from medst.config import source_fingerprint
+
+TRIAL_COLUMNS = ("arm", "arm_order", "seed", "state", "run_id", "key", "source_fingerprint", "data_fingerprint",
+                 "data_name", "reason", "withheld")
+"""One row per planned trial, in the order of arms, then seeds."""
+VALUE_COLUMNS = ("study", "arm", "arm_order", "seed", "state", "metric", "value", "run_id", "key",
+                 "source_fingerprint", "data_fingerprint")
+"""One row per finished trial and metric."""
+FINISHED = "finished"
+MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study set out to do, as its study run tracks it."""
+
+    name: str
+    arms: tuple[str, ...]
+    """In the study's order."""
+    reference: str
+    primary: str
+    """Key of the registered primary metric."""
+    seeds: tuple[int, ...]
+    secondary: tuple[str, ...] = ()
+    question: str = ""
+    base: tuple[str, ...] = ()
+    """Experiment files."""
+    data: str = ""
+    """Name of the data set or of the phantom's preset."""
+    common: Mapping[str, Any] = field(default_factory=dict)
+    """Dotted config key -> value, over the base in all arms."""
+    assignments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Arm -> dotted config key -> value; only what differs from the base."""
+    keys: frozenset[str] | None = None
+    """Keys of the planned trials; None accepts any trial under the study's arms and seeds."""
+
+    def __post_init__(self) -> None:
+        if self.reference not in self.arms:
+            raise ValueError(f"study {self.name}: reference '{self.reference}' is none of its arms: "
+                             f"{', '.join(self.arms)}")
+
+    @staticmethod
+    def from_tracked(document: Mapping[str, Any]) -> Plan:
+        """The plan as `plan.json` holds it."""
+        return Plan(
+            name=document["name"], arms=tuple(arm["name"] for arm in document["arms"]),
+            reference=document["reference"], primary=document["primary_metric"], seeds=tuple(document["seeds"]),
+            secondary=tuple(document["secondary_metrics"]), question=document["question"].strip(),
+            base=tuple(document["base"]), data=document["data"], common=document["settings"],
+            assignments={arm["name"]: arm["settings"] for arm in document["arms"]},
+            keys=frozenset(trial["key"] for trial in document["trials"]),
+        )
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as far as it was computed."""
+
+    plan: Plan
+    trials: pd.DataFrame
+    """TRIAL_COLUMNS: one row per planned arm x seed."""
+    values: pd.DataFrame
+    """VALUE_COLUMNS: one row per finished trial x metric."""
+    params: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Arm -> dotted config key -> text: the resolved config of one of its trials."""
+
+    def level(self, arm: str, key: str) -> Any:
+        """What `key` is in `arm`: as the study says, else as a trial of it resolved it; None where neither is known."""
+        assigned = self.plan.assignments.get(arm, {})
+        if key in assigned:
+            return assigned[key]
+        text = self.params.get(arm, {}).get(key)
+        return None if text is None else yaml.safe_load(text)
+
+    @cached_property
+    def _by_metric(self) -> dict[str, pd.DataFrame]:
+        return {str(metric): group for metric, group in self.values.groupby("metric", sort=False)}
+
+    @property
+    def metrics(self) -> set[str]:
+        """Keys of the metrics that at least one finished trial has."""
+        return set(self._by_metric)
+
+    def scores(self, metric: str) -> pd.DataFrame:
+        """(seeds x arms) of a metric in the plan's order; NaN where no trial finished."""
+        return self._pivot(metric, "value").astype(float)
+
+    def run_ids(self, metric: str) -> dict[str, tuple[str, ...]]:
+        """Arm -> the runs behind its number, in the order of seeds."""
+        table = self._pivot(metric, "run_id")
+        return {arm: tuple(table[arm].dropna()) for arm in self.plan.arms}
+
+    def _pivot(self, metric: str, column: str) -> pd.DataFrame:
+        found = self._by_metric.get(metric)
+        empty = pd.DataFrame(np.nan, index=list(self.plan.seeds), columns=list(self.plan.arms), dtype=object)
+        if found is None:
+            return empty
+        return found.pivot(index="seed", columns="arm", values=column).reindex_like(empty)
+
+
+def assemble(plan: Plan, runs: pd.DataFrame, numbers: pd.DataFrame, current_source: str) -> Study:
+    """Give every planned trial its run, or the state `missing`.
+
+    Where several runs claim a trial, a finished one stands before an unfinished one, one of the current
+    source before a stale one, and the latest before the others.
+
+    Args:
+        runs: one row per run: run_id, arm, seed, state, key, source_fingerprint, data_fingerprint, data_name,
+            reason, withheld, start_time.
+        numbers: run_id, metric, value: the last value of every metric.
+        current_source: fingerprint of the numerics' source as it is now.
+    """
+    planned = pd.MultiIndex.from_product([plan.arms, plan.seeds], names=["arm", "seed"])
+    ranked = runs.assign(
+        is_finished=runs["state"] == FINISHED, is_current=runs["source_fingerprint"] == current_source
+    ).sort_values(["is_finished", "is_current", "start_time", "run_id"])
+    chosen = ranked.drop_duplicates(["arm", "seed"], keep="last").set_index(["arm", "seed"])
+    trials = chosen.reindex(planned).reset_index()
+    trials["state"] = trials["state"].fillna(MISSING)
+    trials["arm_order"] = trials["arm"].map({arm: order for order, arm in enumerate(plan.arms)})
+    trials = trials[list(TRIAL_COLUMNS)]
+    finished = trials[trials["state"] == FINISHED]
+    values = finished.drop(columns=["data_name", "reason", "withheld"]).merge(numbers, on="run_id")
+    values = values.assign(study=plan.name)
+    return Study(plan, trials, values[list(VALUE_COLUMNS)].dropna(subset=["value"]).reset_index(drop=True))
+
+
+def load_study(uri: str, experiment: str, name: str) -> Study:
+    """A study from the tracking store.
+
+    Raises:
+        medst.tracking.TrackingError: the store has no such study.
+    """
+    plan = Plan.from_tracked(tracking.load_plan(name, uri, experiment))
+    frame = tracking.load_runs(uri, experiment, study=name)
+    if plan.keys is not None:
+        # An earlier version of the study may have other trials under the same arms and seeds.
+        frame = frame[frame["key"].isin(plan.keys)]
+    tags = {"source_fingerprint": "tags.medst.source", "data_fingerprint": "tags.medst.data",
+            "data_name": "tags.medst.data_name", "withheld": "tags.medst.withheld"}
+    runs = frame[["run_id", "arm", "seed", "state", "key", "reason", "start_time"]].assign(
+        **{column: frame.get(tag) for column, tag in tags.items()})
+    numbers = _under(frame, "metrics.")
+    # melt, not stack: thousands of runs take a fraction of a second.
+    tall = numbers.melt(var_name="metric", ignore_index=False).dropna(subset=["value"]).reset_index()
+    study = assemble(plan, runs, tall, source_fingerprint())
+    params = _under(frame, "params.")
+    first = study.trials.dropna(subset=["run_id"]).drop_duplicates("arm").set_index("arm")["run_id"]
+    return replace(study, params={str(arm): params.loc[run].dropna().to_dict() for arm, run in first.items()})
+
+
+def _under(frame: pd.DataFrame, prefix: str) -> pd.DataFrame:
+    """The columns `<prefix><name>` as `<name>`, by run."""
+    named = {column: column[len(prefix):] for column in frame.columns if column.startswith(prefix)}
+    return frame.set_index("run_id")[list(named)].rename(columns=named)
+
+
+def combine(studies: Sequence[Study]) -> pd.DataFrame:
+    """All studies' numbers in one tidy frame."""
+    frames = [study.values for study in studies]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(VALUE_COLUMNS))
