@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time as clock
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,38 @@ def state_of(run: Run, now: float | None = None) -> TrialState:
     return TrialState.RUNNING if is_alive else TrialState.MISSING
 
 
+@dataclass(frozen=True)
+class TrialRun:
+    """What a ledger must know of a run."""
+
+    key: str
+    run_id: str
+    state: TrialState
+    is_marked_running: bool
+    seconds: float | None
+    reason: str | None
+    studies: Mapping[str, str]
+    """Study -> arm."""
+
+
+def trial_runs(uri: str, experiment: str) -> Iterator[TrialRun]:
+    """All trials of the experiment, oldest first."""
+    for run in search_all_runs(uri, experiment, f"tags.`{names.KIND}` = 'trial'"):
+        tags = run.data.tags
+        yield TrialRun(
+            tags[names.KEY], run.info.run_id, state_of(run), run.info.status == "RUNNING",
+            run.data.metrics.get(names.SECONDS_METRIC), tags.get(names.FAILURE),
+            {name.removeprefix(names.STUDY_PREFIX): arm for name, arm in tags.items()
+             if name.startswith(names.STUDY_PREFIX)})
+
+
 def load_runs(uri: str | None = None, experiment: str = EXPERIMENT, study: str | None = None) -> pd.DataFrame:
     """One row for every trial of the experiment, or of one study, oldest first.
 
-    Columns: run_id, key, name, arm (in `study` if given, else under which it was computed), seed, state (value
-    of TrialState), status (MLflow's), reason (of a failure), start_time, end_time (UTC), seconds (of computing),
-    and whatever the runs have under `params.<dotted key>` (texts), `metrics.<name>` (last values), `tags.<name>`.
+    Columns: run_id, key, name, arm (in `study` if given, else under which it was computed), seed, state (value of
+    TrialState), status (MLflow's), reason (of a failure), source_fingerprint, data_fingerprint, data_name,
+    start_time, end_time (UTC), seconds (of computing), and whatever the runs have under `params.<dotted key>`
+    (texts), `metrics.<name>` (last values), `tags.<name>`.
     """
     filter_string = f"tags.`{names.KIND}` = 'trial'"
     if study is not None:
@@ -74,13 +101,15 @@ def load_runs(uri: str | None = None, experiment: str = EXPERIMENT, study: str |
     return frame
 
 
-_COLUMNS = ("run_id", "key", "name", "arm", "seed", "state", "status", "reason", "start_time", "end_time", "seconds")
+_COLUMNS = ("run_id", "key", "name", "arm", "seed", "state", "status", "reason", "source_fingerprint",
+            "data_fingerprint", "data_name", "start_time", "end_time", "seconds")
 
 
 def _row(run: Run, arm_tag: str) -> dict[str, Any]:
     tags, metrics = run.data.tags, run.data.metrics
     values = (run.info.run_id, tags[names.KEY], run.info.run_name, tags[arm_tag], int(tags[names.SEED]),
-              state_of(run).value, run.info.status, tags.get(names.FAILURE), run.info.start_time, run.info.end_time,
+              state_of(run).value, run.info.status, tags.get(names.FAILURE), tags.get(names.SOURCE),
+              tags.get(names.DATA), tags.get(names.DATA_NAME), run.info.start_time, run.info.end_time,
               metrics.get(names.SECONDS_METRIC, np.nan))
     return {**dict(zip(_COLUMNS, values, strict=True)),
             **{f"params.{name}": value for name, value in run.data.params.items()},

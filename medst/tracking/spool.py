@@ -55,6 +55,15 @@ def spool_lock(folder: Path, key: str) -> FileLock:
     return FileLock(locks / f"{key}.lock", thread_local=False)
 
 
+def spool_path(folder: Path, key: str) -> Path:
+    return folder / "spool" / key
+
+
+def has_spool(folder: Path, key: str) -> bool:
+    """True where a process on this machine began the trial and its end is not in the store yet."""
+    return Spool.exists(spool_path(folder, key))
+
+
 def is_held(folder: Path, key: str) -> bool:
     """True while a process on this machine computes or drains the trial."""
     if not (folder / "locks" / f"{key}.lock").exists():

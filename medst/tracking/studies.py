@@ -16,7 +16,8 @@ from medst.tracking.connection import EXPERIMENT, TrackingError, client, default
 from medst.tracking.drain import find_or_create_run, find_run
 
 
-def ensure_study_run(uri: str, experiment: str, study: str, description: str, plan: Mapping[str, Any]) -> str:
+def ensure_study_run(uri: str, experiment: str, study: str, description: str, plan: Mapping[str, Any],
+                     is_running: bool) -> str:
     """Id of the study's run, made if absent, with the description (Markdown) and the plan as they are now."""
     run = find_or_create_run(uri, ensure_experiment(uri, experiment), names.STUDY, study, f"study: {study}",
                              {names.KIND: "study", names.NOTE: description})
@@ -26,6 +27,8 @@ def ensure_study_run(uri: str, experiment: str, study: str, description: str, pl
         path = Path(folder) / names.PLAN_ARTIFACT
         path.write_text(json.dumps(plan, indent=1, ensure_ascii=False), encoding="utf-8")
         client(uri).log_artifact(run_id, str(path))
+    if is_running and run.info.status != "RUNNING":
+        client(uri).update_run(run_id, status="RUNNING")
     return run_id
 
 
@@ -34,14 +37,10 @@ def end_study_run(uri: str, run_id: str, is_complete: bool) -> None:
     client(uri).set_terminated(run_id, "FINISHED" if is_complete else "KILLED")
 
 
-def resume_study_run(uri: str, run_id: str) -> None:
-    client(uri).update_run(run_id, status="RUNNING")
-
-
-def tag_trials(uri: str, run_ids: Iterable[str], tags: Iterable[Mapping[str, str]]) -> None:
-    """Set tags of trial runs that are in the store already: the arm that they are in another study."""
-    for run_id, values in zip(run_ids, tags, strict=True):
-        client(uri).log_batch(run_id, tags=[RunTag(*item) for item in values.items()])
+def tag_trials(uri: str, study: str, arms: Iterable[tuple[str, str]]) -> None:
+    """Tag trial runs that are in the store already, given as (run id, arm), as trials of `study` too."""
+    for run_id, arm in arms:
+        client(uri).log_batch(run_id, tags=[RunTag(f"{names.STUDY_PREFIX}{study}", arm)])
 
 
 def reap(uri: str, run_ids: Iterable[str]) -> None:

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from medst.config import Config, flatten, source_fingerprint
+from medst.config import Config, flatten
 from medst.records import Arrays, Checkpoint, Facts, Metrics, Progress, Record, Table
 from medst.tracking import names
 from medst.tracking.connection import TrackingPlace, find_experiment, is_away
 from medst.tracking.drain import BATCH_METRICS, BATCH_OTHERS, Drain, batches_of, find_run
 from medst.tracking.privacy import without_identifiers
-from medst.tracking.spool import Spool, spool_lock
+from medst.tracking.spool import Spool, spool_lock, spool_path
 
 FLUSH_SECONDS = 2.0
 """Least time between two batches of a trial; the spool is written without delay."""
@@ -49,6 +49,7 @@ class TrialDescription:
     key: str
     arm: str
     data_name: str
+    source_fingerprint: str
     data_fingerprint: str
     is_credentialed: bool
     torch_version: str
@@ -64,7 +65,7 @@ class TrialDescription:
         return f"{self.arm} · seed {self.config.seed}"
 
     def tags(self) -> dict[str, str]:
-        tags = {names.ARM: self.arm, names.SEED: str(self.config.seed), names.SOURCE: source_fingerprint(),
+        tags = {names.ARM: self.arm, names.SEED: str(self.config.seed), names.SOURCE: self.source_fingerprint,
                 names.DATA: self.data_fingerprint, names.DATA_NAME: self.data_name, names.TORCH: self.torch_version}
         tags.update({f"{names.STUDY_PREFIX}{study}": arm for study, arm in self.studies.items()})
         tags.update({f"environment.{name}": value for name, value in self.environment.items()})
@@ -126,7 +127,7 @@ class _Writer:
     def __init__(self, description: TrialDescription, place: TrackingPlace) -> None:
         self._description = description
         self._began = clock.monotonic()
-        self._spool = Spool(place.folder / "spool" / description.key, {
+        self._spool = Spool(spool_path(place.folder, description.key), {
             "key": description.key, "name": description.name, "time": _now(), "tags": description.tags()})
         self._drain = Drain(self._spool, place.uri, place.experiment)
         self._withheld: list[str] = []

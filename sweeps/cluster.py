@@ -1,0 +1,168 @@
+"""Runs trials on Ray Tune: a quiet local Ray, or the cluster that RAY_ADDRESS names.
+
+Tune schedules, reuses warm actors and restarts lost ones; what is done and what is missing is the ledger's
+business, so no state of Tune outlives a sweep.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before Ray is imported; a value that the user set stands.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+# Our tracker writes; Tune's own loggers, state and prints would only cost time.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+# Ray fills a whole core with prestarted workers otherwise, and warns of a small shared memory.
+os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
+
+import logging
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+
+from medst.records import Progress
+from medst.tracking import TrialState
+from sweeps.live import LiveView
+from sweeps.trials import TrialSpec
+from sweeps.worker import Outcome, TrialFunction, default_trial_function, execute
+
+REPORT_SECONDS = 1.0
+"""Least time between two signs of progress of a trial to the driver."""
+MAX_LOST_WORKERS = 3
+"""How often a trial whose worker vanished starts again within one sweep."""
+MAX_FITS = 4
+"""How often Tune itself is started again after it gave up (a kill by Ray's memory monitor makes it do so)."""
+_OBJECT_STORE_BYTES = 100 * 1024**2
+"""Specifications and reports are all that passes through it."""
+
+
+def _train(config: dict[str, Any], specs: Sequence[TrialSpec], trial_function: TrialFunction | None) -> None:
+    """The function trainable: one trial of the study. Its actor, and the data that it opened, serve many."""
+    spec = specs[config["index"]]
+    reported = time.monotonic()
+
+    def report(progress: Progress) -> None:
+        nonlocal reported
+        if time.monotonic() - reported > REPORT_SECONDS:
+            reported = time.monotonic()
+            tune.report({"step": progress.step, "num_steps": progress.num_steps})
+
+    outcome = execute(spec, trial_function or default_trial_function(), report)
+    tune.report({"state": outcome.state.value, "reason": outcome.reason})
+
+
+class _Messenger(tune.Callback):
+    """Carries what Tune tells to the live view and collects the outcomes."""
+
+    def __init__(self, specs: Sequence[TrialSpec], view: LiveView) -> None:
+        self._specs = specs
+        self._view = view
+        self.outcomes: dict[str, Outcome] = {}
+
+    def _spec(self, trial: TuneTrial) -> TrialSpec:
+        return self._specs[trial.config["index"]]
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        self._view.tick()
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        self._view.started(self._spec(trial).name)
+
+    def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any],
+                        **info: Any) -> None:
+        spec = self._spec(trial)
+        if "state" in result:
+            outcome = Outcome(spec.key, spec.name, TrialState(result["state"]), result["reason"])
+            self.outcomes[spec.key] = outcome
+            self._view.ended(outcome)
+        elif "step" in result:
+            self._view.progressed(spec.name, result["step"], result["num_steps"])
+
+    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        self._view.lost(self._spec(trial).name)
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        spec = self._spec(trial)
+        if spec.key not in self.outcomes:
+            outcome = Outcome(spec.key, spec.name, TrialState.MISSING,
+                              f"its worker was lost {MAX_LOST_WORKERS + 1} times (out of memory?)")
+            self.outcomes[spec.key] = outcome
+            self._view.ended(outcome)
+
+
+@contextmanager
+def _ray(num_parallel: int) -> Iterator[None]:
+    """A Ray to run on, ended afterwards unless it was there before."""
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+    if os.environ.get("RAY_ADDRESS"):
+        del quiet["include_dashboard"]
+        ray.init(**quiet)
+    else:
+        ray.init(address="local", num_cpus=num_parallel, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_on_ray(specs: Sequence[TrialSpec], view: LiveView, folder: Path, num_parallel: int,
+               trial_function: TrialFunction | None = None, gpus_per_trial: float = 0.0) -> list[Outcome]:
+    """The outcome of every trial.
+
+    Args:
+        folder: absolute; Tune's scratch folder, emptied afterwards.
+        num_parallel: trials at a time on this machine; a cluster runs as many as it has CPUs for.
+    """
+    messenger = _Messenger(specs, view)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    with _ray(num_parallel):
+        for fit in range(MAX_FITS):
+            missing = [index for index, spec in enumerate(specs) if spec.key not in messenger.outcomes]
+            if not missing:
+                break
+            try:
+                _fit(missing, specs, trial_function, messenger, folder, gpus_per_trial)
+            except RuntimeError as error:
+                if fit == MAX_FITS - 1:
+                    raise
+                logging.getLogger(__name__).warning("Ray Tune gave up (%s); going on", error)
+    return [messenger.outcomes.get(spec.key, Outcome(spec.key, spec.name, TrialState.MISSING, "it was not run"))
+            for spec in specs]
+
+
+def _fit(indices: Sequence[int], specs: Sequence[TrialSpec], trial_function: TrialFunction | None,
+         messenger: _Messenger, folder: Path, gpus_per_trial: float) -> None:
+    name = uuid.uuid4().hex[:8]
+    resources: dict[str, float] = {"cpu": specs[0].num_threads}
+    if gpus_per_trial:
+        resources["gpu"] = gpus_per_trial
+    trainable = tune.with_resources(
+        tune.with_parameters(_train, specs=list(specs), trial_function=trial_function), resources)
+    tuner = tune.Tuner(
+        trainable, param_space={"index": tune.grid_search(list(indices))},
+        tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),
+        run_config=tune.RunConfig(
+            name=name, storage_path=str(folder), verbose=0, callbacks=[messenger],
+            failure_config=tune.FailureConfig(max_failures=MAX_LOST_WORKERS),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1)))
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(folder / name, ignore_errors=True)

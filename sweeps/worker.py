@@ -1,0 +1,62 @@
+"""What one process does for one trial, whichever executor started it."""
+
+from __future__ import annotations
+
+import shutil
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from medst.config import Config, source_fingerprint
+from medst.records import Progress, Record
+from medst.tracking import TrialState, track
+from sweeps.trials import TrialSpec
+
+TrialFunction = Callable[[Config, Path | None], Iterator[Record]]
+"""(config, checkpoint folder) -> records; `medst.trial.run_trial` unless a test says otherwise."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the execution of one trial ended."""
+
+    key: str
+    name: str
+    state: TrialState
+    """FINISHED, FAILED, or MISSING where it has to be run again."""
+    reason: str = ""
+
+
+def default_trial_function() -> TrialFunction:
+    from medst.trial import run_trial
+
+    return run_trial
+
+
+def execute(spec: TrialSpec, trial_function: TrialFunction, on_progress: Callable[[Progress], None]) -> Outcome:
+    """Run one trial, tracked, from its checkpoint where there is one.
+
+    An exception of the trial is its outcome, not ours; what ends the process (a signal, lost memory) passes.
+    """
+    import torch
+
+    if source_fingerprint() != spec.description["source_fingerprint"]:
+        # Its numbers would belong to another key.
+        return Outcome(spec.key, spec.name, TrialState.MISSING, "the source changed after the sweep had begun")
+    torch.set_num_threads(spec.num_threads)
+    folder = Path(spec.checkpoint_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        config = spec.run_config()
+        # The trial leaves its model there; flagged trials keep it.
+        model_folder = folder / "model" if config.evaluation.track_embeddings else None
+        for record in track(trial_function(config, folder), spec.trial_description(), spec.tracking_place(),
+                            model_folder):
+            if isinstance(record, Progress):
+                on_progress(record)
+    except Exception as error:
+        reason = traceback.format_exception_only(error)[-1].strip()
+        return Outcome(spec.key, spec.name, TrialState.FAILED, reason)
+    shutil.rmtree(folder, ignore_errors=True)
+    return Outcome(spec.key, spec.name, TrialState.FINISHED)
