@@ -14,6 +14,7 @@ it: no image shows what it hides, and WordPiece spends three tokens of a short c
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -81,8 +82,8 @@ def extract_sections(text: str) -> dict[str, str]:
     elif before.strip():
         heading = _HEADING.match(before.lstrip("\n"))
         _add(sections, "wet read", before.lstrip("\n")[heading.end() :] if heading else before)
-    for title, following in zip(titles, [*titles[1:], None], strict=True):
-        content = text[title.end() : following.start() if following else len(text)]
+    for title, end in _with_ends(titles, text):
+        content = text[title.end() : end]
         if title["title"] == "FINAL REPORT":
             _add_headed(sections, content)
         else:
@@ -97,18 +98,25 @@ def _add_headed(sections: dict[str, str], text: str) -> None:
     """Adds what follows each heading of `text`."""
     headings = list(_HEADING.finditer(text))
     blocks = [("preamble", text[: headings[0].start()] if headings else text)]
-    for heading, following in zip(headings, [*headings[1:], None], strict=True):
-        end = following.start() if following else len(text)
+    for heading, end in _with_ends(headings, text):
         blocks.append((_section(heading["heading"]), text[heading.end() : end]))
     names = {name for name, block in blocks if block.strip()}
     if not names & {"findings", "impression"}:
         name, block = blocks.pop()
-        first, *rest = _BLANK_LINE.split(block.strip("\n") if name == "preamble" else block, maxsplit=1)
+        first, *rest = _BLANK_LINE.split(block.strip(), maxsplit=1)
         if name == "preamble" and not rest:
-            first, rest = "", [first]
-        blocks += [(name, first), ("last paragraph", "".join(rest))]
+            blocks.append(("last paragraph", first))
+        else:
+            blocks += [(name, first), ("last paragraph", "".join(rest))]
     for name, block in blocks:
         _add(sections, name, block)
+
+
+def _with_ends(starts: Sequence[re.Match[str]], text: str) -> list[tuple[re.Match[str], int]]:
+    """Each match with the place where the next one starts, or the text ends."""
+    return [(match, following.start()) for match, following in itertools.pairwise(starts)] + [
+        (match, len(text)) for match in starts[-1:]
+    ]
 
 
 def _section(heading: str) -> str:
@@ -161,7 +169,7 @@ def split_sentences(text: str, behaviour: Behaviour) -> list[str]:
     for block in _blocks(text):
         start = 0
         for stop in _STOP.finditer(block):
-            if _ends_sentence(block, stop):
+            if _ends_sentence(block, start, stop):
                 sentences.append(block[start : stop.end()])
                 start = stop.end()
         sentences.append(block[start:])
@@ -185,7 +193,7 @@ def _blocks(text: str) -> list[str]:
     return [" ".join(lines) for lines in blocks]
 
 
-def _ends_sentence(block: str, stop: re.Match[str]) -> bool:
+def _ends_sentence(block: str, start: int, stop: re.Match[str]) -> bool:
     if block[stop.start()] != ".":
         return True
     word = _LAST_WORD.search(block[: stop.start()])
@@ -195,14 +203,8 @@ def _ends_sentence(block: str, stop: re.Match[str]) -> bool:
         return not following
     if abbreviation in _SELDOM_LAST:
         return not following or not following.islower()
-    # The stop after a list marker ends nothing: what is before it in its sentence is the number alone.
-    return _LIST_MARKER.fullmatch(_current(block, stop)) is None
-
-
-def _current(block: str, stop: re.Match[str]) -> str:
-    """The block's last run of words up to and with the stop, after the stop before it."""
-    earlier = [other.end() for other in _STOP.finditer(block, 0, stop.start())]
-    return block[earlier[-1] if earlier else 0 : stop.end()].strip()
+    # The stop of a list marker ends nothing: before it, the sentence holds the number alone.
+    return _LIST_MARKER.fullmatch(block[start : stop.end()].strip()) is None
 
 
 def _without_marker(sentence: str) -> str:

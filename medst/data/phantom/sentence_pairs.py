@@ -133,10 +133,10 @@ class _PairWriter(SentenceWriter):
         finding = self.finding()
         lesser, greater = self.pick(((0.2, 0.5), (0.2, 0.9), (0.5, 0.9)))
         is_worse = self.happens(0.5)
-        return (
-            self.course(finding, lesser, greater, is_worse),
-            self.course(finding, lesser, greater, is_worse if is_paraphrase else not is_worse),
-        )
+        first = second = self.course(finding, lesser, greater, is_worse)
+        while second == first:
+            second = self.course(finding, lesser, greater, is_worse if is_paraphrase else not is_worse)
+        return first, second
 
     def course(self, finding: Finding, lesser: float, greater: float, is_worse: bool) -> str:
         """The finding's way between two severities, told by the order of their degrees."""
