@@ -11,7 +11,8 @@ elsewhere from `Report.mentioned`).
 
 All are pure functions of their arguments and of the generator's state. Words of change are true: they
 follow `course.progression` between the study and the one that the report was compared with
-(`Report.compared_with`), or are not spoken.
+(`Report.compared_with`), or are not spoken. Only a first study compared with an examination that the data
+do not hold may be called unchanged, without saying what, and no truth stands behind that.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ COMPARED_OUTSIDE = 0.15
 """Share of first studies compared with an examination that the data do not hold."""
 NO_FINDINGS_SECTION, NO_IMPRESSION_SECTION, MERGED_SECTION, NO_HEADINGS = 0.12, 0.06, 0.06, 0.04
 """Shares of layouts; the rest has FINDINGS and IMPRESSION."""
-FEVER_WITHOUT_MENTION, FEVER_WITHOUT_PNEUMONIA = 0.15, 0.1
+PNEUMONIA_WITHOUT_FEVER, FEVER_WITHOUT_PNEUMONIA = 0.15, 0.1
 """Shares of pneumonias without their indication, and of the indication without pneumonia."""
 UNNAMED_CHANGE = 0.25
 """Share of reports with one common change that say it without naming what has changed."""
@@ -68,7 +69,6 @@ NUMBERED_IMPRESSION = 0.4
 LINE_WIDTH = 78
 SHALLOW, DEEP = -0.4, 0.4
 """Inspiration that is remarked on."""
-
 
 COMPLAINTS: Mapping[FindingName, tuple[str, ...]] = {
     "pneumonia": (
@@ -328,7 +328,7 @@ class _ReportWriter(SentenceWriter):
         """Why the study was asked for. Fever and cough go with pneumonia; not every fever is one."""
         present = {finding.name for finding in study.findings}
         reason = next((name for name in COMPLAINTS if name in present), None)
-        if reason == "pneumonia" and self.happens(FEVER_WITHOUT_MENTION):
+        if reason == "pneumonia" and self.happens(PNEUMONIA_WITHOUT_FEVER):
             reason = None
         elif self.happens(FEVER_WITHOUT_PNEUMONIA):
             reason = "pneumonia"

@@ -126,7 +126,7 @@ LEXICON = Lexicon(
     lateral_only=("on the lateral film only", "visible on the lateral film"),
     lateral_only_effusion=("filling the posterior sulcus on the lateral film",),
     supine_pneumothorax=("with a deepened sulcus",),
-    statements=("{a}{np} {be} identified", "we see {a}{np}", "{a}{np} {be} demonstrated", "evident is {a}{np}"),
+    statements=("{a}{np} {be} identified", "we see {a}{np}", "{a}{np} {be} demonstrated", "evident {be} {a}{np}"),
     uncertain_statements=("{a}{np} {be} not excluded", "{a}{np} might be present"),
     negations=("negative for {list}", "{list} is not identified", "without {list}", "absence of {list}"),
     summary_statements=("{np}", "{a}{np} {be} evident"),
@@ -170,7 +170,7 @@ LEXICON = Lexicon(
         "emergence of {a}{np}{since}",
     ),
     resolved_frames=(
-        "{np} of the earlier film {have} disappeared",
+        "{np} seen earlier {have} disappeared",
         "the {np} {have} vanished{since}",
         "disappearance of the {np}{since}",
         "the {np} {have} gone away",
