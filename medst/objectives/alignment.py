@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_EPSILON = 1e-12
+_LOWEST_TEMPERATURE = 0.0125
+
 
 class Pooling(Protocol):
     """Query and key projections of the attention that weighs words or patches (`medst.model.heads.ElementPooling`)."""
@@ -70,7 +73,12 @@ def local_alignment(
         padding_counts: padding words are queries, negatives and weighted, as published; they are never keys
             of the patches.
         normalise_patch_context: bring the patches' contexts to unit length too; not so as published.
+
+    Raises:
+        ValueError: a temperature so low that exp(1 / temperature) leaves float32.
     """
+    if temperature < _LOWEST_TEMPERATURE:
+        raise ValueError(f"a local temperature of {temperature} overflows; use {_LOWEST_TEMPERATURE} or more")
     scores = words @ patches.transpose(1, 2) / temperature  # (B, N, M)
     to_patches = scores.masked_fill(~patch_mask[:, None, :], -torch.inf).softmax(dim=2)
     to_words = scores.masked_fill(~word_mask[:, :, None], -torch.inf).softmax(dim=1)
@@ -88,25 +96,33 @@ def _direction(
     queries: Tensor, contexts: Tensor, mask: Tensor, pooling: Pooling | None, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """(B, Q, E) queries and their contexts, (B, Q) mask -> loss () and weights (B, Q)."""
+    counted = mask.to(queries.dtype)
     products = queries * contexts
-    uniform = mask / mask.sum(dim=1, keepdim=True)
-    weights = uniform if pooling is None else _pooling_weights(F.normalize(products, dim=-1), mask, uniform, pooling)
-    scores = (queries / temperature) @ contexts.transpose(1, 2)  # (B, Q, Q), query by context
+    if pooling is None:
+        weights = counted / counted.sum(dim=1, keepdim=True)
+    else:
+        weights = _pooling_weights(products, mask, pooling)
     own = products.sum(dim=-1) / temperature
-    absent = ~mask
-    by_query = scores.masked_fill(absent[:, None, :], -torch.inf).logsumexp(dim=2)
-    by_context = scores.masked_fill(absent[:, :, None], -torch.inf).logsumexp(dim=1)
-    losses = (by_query + by_context - 2.0 * own).masked_fill(absent, 0.0)
+    # Unit vectors bound the scores by 1 / temperature, so that one exponential without shift serves both directions,
+    # and the mask acts as a factor of the sums.
+    exponentials = ((queries / temperature) @ contexts.transpose(1, 2)).exp()  # (B, Q, Q), query by context
+    by_query = (exponentials @ counted[:, :, None])[:, :, 0].log()
+    by_context = (counted[:, None, :] @ exponentials)[:, 0].log()
+    losses = (by_query + by_context - 2.0 * own).masked_fill(~mask, 0.0)
     return 0.5 * (weights * losses).sum() / queries.shape[0], weights
 
 
-def _pooling_weights(fused: Tensor, mask: Tensor, uniform: Tensor, pooling: Pooling) -> Tensor:
-    """Attention from the mean of the fused vectors (B, Q, E) to each of them: (B, Q), 0 outside the mask."""
-    width = fused.shape[-1]
+def _pooling_weights(products: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+    """Attention from the mean of the unit products (B, Q, E) to each of them: (B, Q), 0 outside the mask."""
+    width = products.shape[-1]
     query_weight, key_weight = pooling.weight.split(width)
     query_bias, key_bias = pooling.bias.split(width)
-    mean = (uniform[:, None, :] @ fused)[:, 0]  # (B, E)
+    counted = mask.to(products.dtype)
+    # The unit products themselves are never formed: their scale is applied to the two sums that need it.
+    scale = products.square().sum(dim=-1).clamp_min(_EPSILON**2).rsqrt()  # (B, Q)
+    share = counted / counted.sum(dim=1, keepdim=True)
+    mean = ((share * scale)[:, None, :] @ products)[:, 0]  # (B, E)
     query = F.linear(mean, query_weight, query_bias)
     # q . (W a + b) = (q W) . a + q . b: the projection of one query instead of that of all keys.
-    scores = (fused @ (query @ key_weight)[:, :, None])[:, :, 0] + (query @ key_bias)[:, None]
+    scores = (products @ (query @ key_weight)[:, :, None])[:, :, 0] * scale + (query @ key_bias)[:, None]
     return (scores / math.sqrt(width)).masked_fill(~mask, -torch.inf).softmax(dim=1)
