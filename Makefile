@@ -28,7 +28,7 @@ PYTHON := $(MEDST_PYTHON)
 ENVIRONMENT :=
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
-PYTHON := $(VENV)/bin/python
+PYTHON := "$(CURDIR)/$(VENV)/bin/python"
 ENVIRONMENT := $(STAMP)
 # The stamp holds the folder for which the environment was made. An environment that was moved or copied along with
 # the folder, or whose Python is gone, is made anew.
@@ -90,9 +90,10 @@ paper: $(ENVIRONMENT)  ## Run all full studies, then make every table and figure
 	@for study in $(PAPER); do $(MEDST) sweep run "$$study" $(SWEEP_OPTIONS); done
 	@$(MEDST) results
 
-smoke: $(ENVIRONMENT)  ## A miniature of the whole path in 90 s: data, sweep, tables, figures
-	@$(MEDST) sweep run smoke $(SWEEP_OPTIONS)
-	@$(MEDST) results --study smoke
+# In a project folder of its own, so that its numbers never stand among real ones.
+smoke: $(ENVIRONMENT)  ## A miniature of the whole path in 90 s, in build/smoke: data, sweep, tables, figures
+	@rm -rf build/smoke; mkdir -p build/smoke; cd build/smoke; unset MLFLOW_TRACKING_URI; \
+	$(MEDST) sweep run smoke --base "$(CURDIR)/experiments/phantom_smoke.yaml" $(if $(EXECUTOR),--executor $(EXECUTOR)) $(ARGS)
 
 # ---- Results -----------------------------------------------------------------------------------------------------
 

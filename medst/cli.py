@@ -21,7 +21,7 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress as ProgressBar
 
-    from medst.config import Config, Section
+    from medst.config import Config, DataConfig, Section
     from medst.data.store import Store
     from medst.records import Record
 
@@ -40,6 +40,7 @@ MODEL = "model"
 """Folder of the finished model inside a trial's folder; `run_trial` fills it."""
 SETTINGS = "config.yaml"
 """The resolved settings beside a saved model."""
+RESULTS = Path("results")
 
 Experiments = Annotated[
     list[Path] | None, typer.Argument(metavar="EXPERIMENT.yaml", help="Settings; later files over earlier ones.")
@@ -139,8 +140,30 @@ def data_prepare(
 def data_inspect(path: Annotated[Path, typer.Argument(help="A data root or a prepared store.")]) -> None:
     """Print counts, marginals, problems, and how hard the data are for a linear probe on pixels."""
     from medst.data.inspect import inspect
+    from medst.data.store import open_store
+    from medst.evaluation.hardness import hardness_text
 
-    typer.echo(inspect(path))
+    typer.echo(inspect(path), nl=False)
+    found = find_store(path)
+    if found is None:
+        typer.echo(f"\nHow hard the findings are shows once the images are decoded: medst data prepare --data {path}")
+    else:
+        store = open_store(found)
+        if store.mimic is not None:
+            typer.echo(hardness_text(store), nl=False)
+
+
+def find_store(path: Path) -> DataConfig | None:
+    """What opens the prepared store that `path` is, or that lies in the data root `path`; None without one."""
+    import json
+
+    from medst.config import DataConfig
+
+    for manifest in (path / "manifest.json", *sorted(path.glob("store-*/manifest.json"))):
+        if manifest.is_file():
+            size = json.loads(manifest.read_text(encoding="utf-8"))["image_size"]
+            return DataConfig(root=str(path), store=str(manifest.parent), image_size=size, crop_size=size)
+    return None
 
 
 @data_app.command("contact-sheet")
@@ -289,13 +312,29 @@ def sweep_run(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run trials again that failed.")] = False,
 ) -> None:
     """Run what is missing of a study, then print its tables."""
-    from sweeps.commands import run_sweep
+    from sweeps.commands import FINISHED_CODE, INTERRUPTED_CODE, run_sweep
 
     code = run_sweep(study, assignments or [], executor=executor.value, jobs=jobs, base=base, data_root=data,
-                     retry_failed=retry_failed)
-    if code == 0:
-        report_study(study)
+                     should_retry_failed=retry_failed)
+    if code != INTERRUPTED_CODE:
+        report_study(study, base, is_complete=code == FINISHED_CODE)
     raise typer.Exit(code)
+
+
+def report_study(study: str, base: Path | None, is_complete: bool) -> None:
+    """Print the tables of a study, file its tables and figures, and say where everything is."""
+    from analysis.results import make_results, print_tables
+    from medst.tracking import TrackingPlace
+    from sweeps.study import find_study, load_study
+
+    place = TrackingPlace.of_project()
+    name = load_study(find_study(study), base=[base] if base else []).name
+    print_tables(place.uri, place.experiment, name)
+    if is_complete:
+        make_results(place.uri, place.experiment, RESULTS, studies=[name])
+    else:
+        typer.echo(f"Tables and figures of what is finished: make results, into {RESULTS}/.")
+    typer.echo("Curves, parameters and trials: make dashboard.")
 
 
 @sweep_app.command("plan")
@@ -311,23 +350,13 @@ def sweep_plan(
     raise typer.Exit(plan_sweep(study, assignments or [], base=base, data_root=data))
 
 
-def report_study(study: str) -> None:
-    """Print the tables of a study and where everything else is."""
-    from analysis.results import print_tables
-    from medst.tracking import TrackingPlace
-
-    place = TrackingPlace.of_project()
-    print_tables(place.uri, place.experiment, study)
-    typer.echo("Tables and figures as files: make results, into results/. Curves and trials: make dashboard.")
-
-
 # ---- Results -----------------------------------------------------------------------------------------------------
 
 
 @app.command("results")
 def results(
     part: Annotated[Part | None, typer.Argument(help="Only the tables, or only the figures.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("results"),
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = RESULTS,
     study: Annotated[list[str] | None, typer.Option(help="Only this study; repeatable.")] = None,
 ) -> None:
     """Make tables (Markdown, LaTeX, CSV) and figures (PDF, PNG) from the tracking store alone."""
@@ -527,11 +556,15 @@ def is_study(arguments: list[str]) -> bool:
     return bool(arguments) and not arguments[0].startswith("-") and arguments[0] not in subcommands
 
 
+def extra_of(error: ModuleNotFoundError) -> str | None:
+    """The extra whose absence an import error shows; None where something else is wrong."""
+    return EXTRAS.get((error.name or "").split(".")[0])
+
+
 def explain(error: Exception) -> str:
     """What the user needs to know of an error: what, where, remedy."""
     if isinstance(error, ModuleNotFoundError):
-        extra = EXTRAS.get((error.name or "").split(".")[0])
-        return f"{error}" + (f"; install it with: pip install 'medst[{extra}]'" if extra else "")
+        return f"{error}; install it with: pip install 'medst[{extra_of(error)}]'"
     if isinstance(error, OSError) and error.strerror:
         places = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         return f"{places}: {error.strerror}" if places else error.strerror
@@ -556,7 +589,7 @@ def main() -> None:
     try:
         app(args=arguments)
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        if is_debug:
+        if is_debug or (isinstance(error, ModuleNotFoundError) and extra_of(error) is None):
             raise
         refuse(explain(error))
     except KeyboardInterrupt:
