@@ -71,7 +71,7 @@ class RawWriter:
             dicom = f"{number:08x}-dicom"
             path = self.root / "mimic-cxr-jpg" / folder / f"s{study}" / f"{dicom}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = np.full((self.height, self.width), 20 + number % 200, dtype=np.uint8)
+            pixels = np.full((self.height, self.width), 20 + number % 230, dtype=np.uint8)
             Image.fromarray(pixels).save(path, quality=95)
             self.metadata.append({"dicom_id": dicom, "subject_id": subject, "study_id": study, "ViewPosition": view,
                                   "Rows": self.height, "Columns": self.width, "StudyDate": date, "StudyTime": time})

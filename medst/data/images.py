@@ -97,6 +97,11 @@ def _stretch(values: np.ndarray) -> np.ndarray:
     return np.rint((values.astype(np.float64) - low) * (255.0 / (high - low))).astype(np.uint8)
 
 
+def _reason(error: Exception, path: Path) -> str:
+    """What a decoder said, without the path: it may name a patient."""
+    return f"{type(error).__name__}: {str(error).replace(str(path), 'this file')}"
+
+
 def _read_picture(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as picture:
@@ -107,7 +112,7 @@ def _read_picture(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise ImageError("no such file") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"not a readable JPEG or PNG ({type(error).__name__}: {error})") from None
+        raise ImageError(f"not a readable JPEG or PNG ({_reason(error, path)})") from None
 
 
 def _read_dicom(path: Path) -> tuple[np.ndarray, str]:
@@ -121,7 +126,7 @@ def _read_dicom(path: Path) -> tuple[np.ndarray, str]:
         raise ImageError("no such file") from None
     except (pydicom.errors.InvalidDicomError, AttributeError, KeyError, NotImplementedError, OSError, RuntimeError,
             ValueError) as error:
-        raise ImageError(f"not a readable DICOM ({type(error).__name__}: {error})") from None
+        raise ImageError(f"not a readable DICOM ({_reason(error, path)})") from None
     if int(getattr(dataset, "NumberOfFrames", 1) or 1) > 1:
         raise ImageError(f"{dataset.NumberOfFrames} frames in one DICOM; one radiograph is expected")
     if values.ndim == 3:

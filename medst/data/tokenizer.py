@@ -202,9 +202,17 @@ def build_tokenizer(store: Store, data: DataConfig, word_aggregation: Behaviour)
 
 
 def learn_vocabulary(texts: Iterable[str], size: int) -> list[str]:
-    """WordPiece vocabulary of at most `size` pieces, special tokens first ([PAD] is 0); the same for the same texts."""
+    """WordPiece vocabulary of at most `size` pieces, special tokens first ([PAD] is 0); the same for the same texts.
+
+    The trainer numbers the continuing letters in the order of a hash map and breaks ties by number; here they are
+    given in sorted order, like special tokens, so that nothing is left to chance.
+    """
+    texts = list(texts)
     pieces = _piece_tokenizer(models.WordPiece(unk_token="[UNK]"), is_lower_case=True)
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(SPECIAL_TOKENS), show_progress=False)
+    letters = {letter for text in texts for letter in pieces.normalizer.normalize_str(text) if not letter.isspace()}
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, show_progress=False,
+        special_tokens=[*SPECIAL_TOKENS, *(f"##{letter}" for letter in sorted(letters))])
     pieces.train_from_iterator(texts, trainer)
     ids = pieces.get_vocab()
     return sorted(ids, key=ids.__getitem__)
