@@ -1,0 +1,66 @@
+"""RSNA pneumonia without training: is an image nearer to the words for pneumonia or to those against it?
+
+Four prompts for and four against; on each side the projections are averaged before they are brought to unit
+length, then the average is. The score is the cosine with the one minus the cosine with the other, the decision
+its sign: no threshold is chosen.
+
+- as published: AUROC of the decisions (which is their balanced accuracy) on the last 15 % of a 70/15/15 split of the
+  images with random_state 0: `auroc_as_published`.
+- corrected: AUROC of the scores, F1 and balanced accuracy of the decisions, on all RSNA images. None of them is
+  trained or selected on, so that all of them are test images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from medst.evaluation.context import EvaluationContext, skipped
+from medst.evaluation.metrics import UndefinedMetricError, auroc, balanced_accuracy, f1
+from medst.evaluation.predictions import prediction_frame, prediction_table
+from medst.evaluation.prompts import PNEUMONIA
+from medst.evaluation.zero_shot import prompt_scores
+from medst.records import Facts, Record
+
+TASK = "rsna_zero_shot"
+
+
+def published_test_rows(num_images: int) -> np.ndarray:
+    """Rows of the published test split: 70 % set aside, the rest halved, both with random_state 0."""
+    _, rest = train_test_split(np.arange(num_images), test_size=0.3, random_state=0)
+    _, test = train_test_split(rest, test_size=0.5, random_state=0)
+    return np.sort(test)
+
+
+def rsna_zero_shot(context: EvaluationContext) -> Iterator[Record]:
+    """`test/rsna_zero_shot/{auroc,f1,balanced_accuracy,auroc_as_published}`."""
+    if context.store.rsna is None:
+        yield skipped(TASK, "the data has no RSNA images")
+        return
+    table = context.store.rsna.table
+    labels = table["target"].to_numpy(dtype=np.int64)
+    images = context.cache.frontal("rsna", table["image"].to_numpy())
+    scores = prompt_scores(context, images, PNEUMONIA)
+    decisions = (scores > 0).astype(np.int64)
+    groups = context.groups(table["patient_id"])
+    yield Facts({f"{TASK}.num_images": len(labels), f"{TASK}.num_positive": int(labels.sum())})
+    try:
+        values = {"auroc": auroc(labels, scores), "f1": f1(labels, decisions),
+                  "balanced_accuracy": balanced_accuracy(labels, decisions)}
+    except UndefinedMetricError as error:
+        yield skipped(TASK, str(error))
+        return
+    frames = [prediction_frame(example=np.arange(len(labels)), group=groups, label=labels, score=scores,
+                               finding="pneumonia")]
+    test = published_test_rows(len(labels))
+    try:
+        values["auroc_as_published"] = auroc(labels[test], decisions[test])
+        frames.append(prediction_frame(example=test, group=groups[test], label=labels[test],
+                                       score=decisions[test].astype(float), finding="pneumonia",
+                                       protocol="as_published"))
+    except UndefinedMetricError as error:
+        yield skipped(f"{TASK}.as_published", str(error))
+    yield context.metrics({f"test/{TASK}/{name}": value for name, value in values.items()})
+    yield prediction_table(TASK, frames)
