@@ -140,17 +140,18 @@ def data_prepare(
 def data_inspect(path: Annotated[Path, typer.Argument(help="A data root or a prepared store.")]) -> None:
     """Print counts, marginals, problems, and how hard the data are for a linear probe on pixels."""
     from medst.data.inspect import inspect
-    from medst.data.store import open_store
-    from medst.evaluation.hardness import hardness_text
 
     typer.echo(inspect(path), nl=False)
     found = find_store(path)
     if found is None:
         typer.echo(f"\nHow hard the findings are shows once the images are decoded: medst data prepare --data {path}")
-    else:
-        store = open_store(found)
-        if store.mimic is not None:
-            typer.echo(hardness_text(store), nl=False)
+        return
+    from medst.data.store import open_store
+    from medst.evaluation.hardness import hardness_text
+
+    store = open_store(found)
+    if store.mimic is not None:
+        typer.echo(hardness_text(store), nl=False)
 
 
 def find_store(path: Path) -> DataConfig | None:
@@ -194,6 +195,8 @@ def train(
     threads: Threads = 1,
 ) -> None:
     """Train one model, evaluate it and save it. After an interruption the same command goes on from its checkpoint."""
+    config = compose(experiments, assignments, data)
+    # After the settings are known to be right: these imports take seconds.
     from importlib.metadata import version
 
     import torch
@@ -201,7 +204,6 @@ def train(
     from medst.config import trial_key
     from medst.trial import run_trial
 
-    config = compose(experiments, assignments, data)
     store = prepared_store(config)
     torch.set_num_threads(threads)
     key = trial_key(config, store.fingerprint, version("torch"))

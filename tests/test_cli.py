@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,24 @@ def medst(folder: Path, *arguments: str, **environment: str) -> subprocess.Compl
 
 
 ROOT = Path(__file__).resolve().parent.parent
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(repository: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(repository)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["medst", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capfd.readouterr()
+        assert caught.value.code is None or isinstance(caught.value.code, int)
+        return caught.value.code or 0, captured.out, captured.err
+
+    return call
 
 
 # ---- Help --------------------------------------------------------------------------------------------------------
@@ -52,10 +71,10 @@ def test_help_is_instant_and_names_every_command(repository: Path) -> None:
         ["config", "keys"], ["config", "show"],
     ],
 )
-def test_every_command_has_help(repository: Path, command: list[str]) -> None:
-    done = medst(repository, *command, "--help")
-    assert done.returncode == 0, done.stderr
-    assert "Usage" in done.stdout
+def test_every_command_has_help(run: Run, command: list[str]) -> None:
+    code, output, _ = run(*command, "--help")
+    assert code == 0
+    assert "Usage" in output
 
 
 def test_nothing_heavy_is_imported_before_a_command_runs(repository: Path) -> None:
@@ -113,12 +132,11 @@ def test_shown_settings_load_as_the_same_config(repository: Path, tmp_path: Path
         (["sweep", "plan", "overview", "--base", "experiments/none.yaml"], ["experiments/none.yaml"]),
     ],
 )
-def test_a_wrong_request_is_one_clear_error(repository: Path, arguments: list[str], parts: list[str]) -> None:
-    done = medst(repository, *arguments)
-    assert done.returncode == 2, (done.stdout, done.stderr)
-    assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and all(part in lines[0] for part in parts), done.stderr
+def test_a_wrong_request_is_one_clear_error(run: Run, arguments: list[str], parts: list[str]) -> None:
+    code, _, errors = run(*arguments)
+    assert code == 2
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and all(part in lines[0] for part in parts), errors
 
 
 def test_debug_shows_where_the_error_comes_from(repository: Path) -> None:
@@ -127,21 +145,21 @@ def test_debug_shows_where_the_error_comes_from(repository: Path) -> None:
     assert "Traceback" in done.stderr and "ConfigError" in done.stderr
 
 
-def test_an_unknown_option_is_refused(repository: Path) -> None:
-    assert medst(repository, "config", "show", "--sett", "seed=1").returncode == 2
+def test_an_unknown_option_is_refused(run: Run) -> None:
+    assert run("config", "show", "--sett", "seed=1")[0] == 2
 
 
 # ---- Dashboard ---------------------------------------------------------------------------------------------------
 
 
-def test_a_taken_port_is_refused_with_a_free_one(repository: Path) -> None:
+def test_a_taken_port_is_refused_with_a_free_one(run: Run) -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
         taken = server.getsockname()[1]
-        done = medst(repository, "dashboard", "--port", str(taken))
-    assert done.returncode == 2
-    message = re.search(r"port (\d+) on 127\.0\.0\.1 is taken.*port (\d+) is free", done.stderr)
+        code, _, errors = run("dashboard", "--port", str(taken))
+    assert code == 2
+    message = re.search(r"port (\d+) on 127\.0\.0\.1 is taken.*port (\d+) is free", errors)
     assert message and int(message[1]) == taken != int(message[2])
     assert cli.is_free(int(message[2]))
 
@@ -156,10 +174,11 @@ def test_a_port_is_free_again_when_its_server_has_gone() -> None:
     cli.require_free_port(port)
 
 
-def test_a_tracking_server_needs_no_second_dashboard(repository: Path) -> None:
-    done = medst(repository, "dashboard", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
-    assert done.returncode == 0
-    assert "http://127.0.0.1:9" in done.stdout
+def test_a_tracking_server_needs_no_second_dashboard(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    code, output, _ = run("dashboard")
+    assert code == 0
+    assert "http://127.0.0.1:9" in output
 
 
 # ---- Small things ------------------------------------------------------------------------------------------------
