@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -73,6 +74,8 @@ class Opacity:
     """Share of the air of a blob that is replaced by fluid, in [0, 1]."""
     thickness: float
     """Length in cm at which overlapping blobs saturate."""
+    is_haze: bool
+    """Haze has no rim that one could draw."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,8 @@ class PleuralSpace:
     lung: int
     inner: int
     """Ellipsoid of the lung that gives way."""
-    normal: Floats
-    """(3,) the space is the side of the plane on which normal . p > offset."""
-    offset: float
+    plane: tuple[Floats, float] | None
+    """Normal (3,) and offset of the level: fluid is where normal . p > offset. Air fills all of the space."""
     is_air: bool
 
 
@@ -160,13 +162,13 @@ def draw_body(config: PhantomConfig, rng: np.random.Generator) -> Body:
 
 def _grow_tree(rng: np.random.Generator, samples: int) -> Tree:
     """Seven vessels fan out from the hilum and fork four times; all branches of one order at once."""
-    hilum = np.array([-4.6, 0.3, -0.6])
-    angles = np.radians(np.array([68, 42, 16, -8, -32, -55, -76]) + rng.normal(0, 7, 7))
+    hilum = np.array([-3.5, 0.3, -0.6])
+    angles = np.radians(np.array([84, 56, 26, -4, -34, -62, -86]) + rng.normal(0, 7, 7))
     depth = rng.normal(0, 0.55, 7) + np.array([-0.2, 0.3, -0.5, 0.5, -0.4, 0.5, 0.2])
     direction = np.stack([np.cos(angles), depth, np.sin(angles)], axis=1)
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     start = hilum + 0.6 * direction
-    length = rng.uniform(3.0, 4.2, 7)
+    length = rng.uniform(2.6, 3.9, 7)
     radius = rng.uniform(0.30, 0.42, 7)
     positions, weights, levels = [], [], []
     for level in range(5):
@@ -179,8 +181,8 @@ def _grow_tree(rng: np.random.Generator, samples: int) -> Tree:
         start = np.repeat(start + direction * length[:, None], 2, axis=0)
         direction = np.repeat(direction, 2, axis=0) + rng.normal(0, 0.42, (len(start), 3))
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-        length = np.repeat(length, 2) * rng.uniform(0.55, 0.85, len(start))
-        radius = np.repeat(radius, 2) * rng.uniform(0.62, 0.82, len(start))
+        length = np.repeat(length, 2) * rng.uniform(0.62, 0.9, len(start))
+        radius = np.repeat(radius, 2) * rng.uniform(0.66, 0.84, len(start))
     position = np.concatenate(positions) / _TREE_AXES
     inside = (position**2).sum(axis=1) < 0.97
     return Tree(position[inside], np.concatenate(weights)[inside], np.concatenate(levels)[inside])
@@ -327,14 +329,14 @@ def _add_structures(builder: _Builder, study: Study, lungs: _Lungs, traits: Floa
         builder.add(lungs.centre[lung], lungs.axes[lung], tuple(lungs.tilt[lung]))
     for lung in (RIGHT, LEFT):
         shift = 0.7 if has_sulcus[lung] else 0.0
-        builder.add((SIGN[lung] * (6.6 - shift), -1.4, dome[lung] - 8.6 - 0.8 * shift), (7.3, 11.5, 8.6), (16, 0, 0))
+        builder.add((SIGN[lung] * (6.5 - shift), -1.4, dome[lung] - 7.8 - 0.8 * shift), (7.8, 11.0, 7.8), (-14, 0, 0))
 
     width = study.heart_size * INNER_WIDTH * (1 - 0.045 * depth) * (1.03 if study.is_supine else 1.0)
     angle = 36 - 5 * depth + 3 * traits[5]
     ratio = 0.78
     long_axis = 0.5 * width / np.hypot(np.cos(np.radians(angle)), ratio * np.sin(np.radians(angle)))
     heart_height = dome.mean() + 0.60 * long_axis
-    builder.add((0.155 * width, -3.2, heart_height), (long_axis, 0.72 * long_axis, ratio * long_axis), (0, angle, -12))
+    builder.add((0.135 * width, -3.2, heart_height), (long_axis, 0.72 * long_axis, ratio * long_axis), (0, angle, -12))
     builder.add((0, 0.2, 5), (2.5 + 0.15 * traits[6], 5.2, 15))
     builder.add((2.3, 1.6, 5.6 + 0.4 * traits[7]), (1.75 + 0.2 * traits[6], 2.9, 2.0))
     builder.add((1.9, 5.4, -5), (1.35, 1.4, 13))
@@ -344,7 +346,7 @@ def _add_structures(builder: _Builder, study: Study, lungs: _Lungs, traits: Floa
     builder.add((0.1, 2.2, 11.6), (0.95, 0.95, 8.2), (6, 0, 0))
     builder.add((-2.6, 2.6, 2.6), (2.7, 0.65, 0.65), (0, -38, 0))
     builder.add((2.9, 2.6, 2.3), (3.0, 0.6, 0.6), (0, 34, 0))
-    builder.add((5.2 + 0.8 * traits[8], -2.0, dome[LEFT] - 3.2), (3.1, 2.6, 1.5 + 0.3 * abs(traits[8])))
+    builder.add((5.2 + 0.8 * traits[8], -2.0, dome[LEFT] - 2.6), (2.4, 2.2, 1.1 + 0.25 * abs(traits[8])))
     builder.add((-4.2, 1.2, 0.4), (1.5, 1.9, 2.4), (0, 20, 0))
     builder.add((4.4, 1.5, 1.3), (1.4, 1.8, 2.1), (0, -20, 0))
     builder.add((0, -9.0, 0), (1.9, 0.6, 9), (-9, 0, 0))
@@ -376,9 +378,9 @@ def _airspace(builder: _Builder, number: int, finding: Finding, lung: int, lungs
     elif finding.zone == "retrocardiac":
         # Flat from front to back: 3 cm of heartbeat-wide haze on the frontal, 8 cm on the lateral.
         top = lungs.dome_top[LEFT]
-        anchors = np.array([[4.3, 5.6, top + 0.8 + 1.2 * place[2]]])
+        anchors = np.array([[4.3, 5.8, top + 0.6 + 1.2 * place[2]]])
         spread, size, fill, thickness = 2.2 + 0.9 * severity, 1.5 + 0.5 * severity, 0.25 + 0.7 * severity, 8.0
-        flatten = np.array([1.3, 0.42, 0.85])
+        flatten = np.array([1.5, 0.5, 0.95])
     else:
         height = {"upper": 0.46, "middle": 0.0, "lower": -0.46}[finding.zone] + 0.10 * place[2]
         back = {"upper": 0.0, "middle": -0.45, "lower": 0.35}[finding.zone] + 0.15 * place[1]
@@ -386,13 +388,13 @@ def _airspace(builder: _Builder, number: int, finding: Finding, lung: int, lungs
         if pattern == "consolidation":
             spread, size, fill, thickness = 1.5 + 2.0 * severity, 1.5 + 1.2 * severity, 0.16 + 0.8 * severity, 8.0
         else:
-            spread, size, fill, thickness = 2.6 + 1.8 * severity, 1.1 + 0.7 * severity, 0.12 + 0.6 * severity, 6.0
+            spread, size, fill, thickness = 2.5 + 1.6 * severity, 1.2 + 0.8 * severity, 0.14 + 0.72 * severity, 6.0
         flatten = np.ones(3)
     first = len(builder.rows)
     for offset, anchor in zip(blobs, np.resize(anchors, (len(blobs), 3)), strict=True):
         radius = size * offset[3]
         builder.add(anchor + spread * flatten * offset[:3], np.maximum(radius * flatten, 0.6))
-    return Opacity(number, lung, first, len(builder.rows), fill, thickness)
+    return Opacity(number, lung, first, len(builder.rows), fill, thickness, is_haze=False)
 
 
 def _haze(builder: _Builder, number: int, finding: Finding, lung: int, lungs: _Lungs) -> Opacity:
@@ -400,8 +402,8 @@ def _haze(builder: _Builder, number: int, finding: Finding, lung: int, lungs: _L
     first = len(builder.rows)
     centre = lungs.place(lung, np.array([[-0.45, 0.1, -0.12], [-0.15, 0.15, -0.3]]))
     builder.add(centre[0], (4.4, 5.5, 5.4))
-    builder.add(centre[1], (6.4, 7.6, 7.6))
-    return Opacity(number, lung, first, len(builder.rows), 0.03 + 0.34 * finding.severity, 30.0)
+    builder.add(centre[1], (6.4, 7.6, 8.2))
+    return Opacity(number, lung, first, len(builder.rows), 0.03 + 0.30 * finding.severity, 30.0, is_haze=True)
 
 
 def _fluid(builder: _Builder, number: int, finding: Finding, lung: int, lungs: _Lungs, is_supine: bool) -> PleuralSpace:
@@ -410,31 +412,35 @@ def _fluid(builder: _Builder, number: int, finding: Finding, lung: int, lungs: _
     if is_supine:
         depth = 0.7 + 4.2 * finding.severity
         inner = builder.add(centre + (0, -depth, 0), axes * (1.0, 1.0, 1.0), tuple(lungs.tilt[lung]))
-        return PleuralSpace(number, lung, inner, np.array([0.0, 1.0, 0.0]), 1.0, is_air=False)
+        return PleuralSpace(number, lung, inner, (np.array([0.0, 1.0, 0.0]), 1.0), is_air=False)
     # Level of the meniscus at the wall, from the bottom of the posterior sulcus to the upper chest.
     sulcus = lungs.dome_top[lung] - 6.6
     level = sulcus + 23.0 * finding.severity ** 0.9
-    # The lung floats up by what is below it: its lower end is rounder and stands off the wall.
-    lift = 2.0 + 6.5 * finding.severity
-    shrunken = axes * (0.90, 0.86, 1.0) * (1, 1, 1 - lift / (2 * axes[2]))
-    inner = builder.add(centre + (-SIGN[lung] * 0.4, -0.8, lift / 2 + 1.0), shrunken, tuple(lungs.tilt[lung]))
-    return PleuralSpace(number, lung, inner, np.array([0.0, 0.0, -1.0]), -level, is_air=False)
+    # The lung floats: its rounded lower end dips a little below the level and leaves a wedge at the wall.
+    apex, lower_end = centre[2] + axes[2], level - 2.0 - 2.5 * finding.severity
+    shrunken = np.array([0.97 * axes[0], 0.95 * axes[1], (apex - lower_end) / 2])
+    inner = builder.add((centre[0] - SIGN[lung] * 0.2, centre[1] - 0.4, (apex + lower_end) / 2), shrunken,
+                        tuple(lungs.tilt[lung]))
+    return PleuralSpace(number, lung, inner, (np.array([0.0, 0.0, -1.0]), -level), is_air=False)
 
 
 def _free_air(builder: _Builder, number: int, finding: Finding, lung: int, lungs: _Lungs,
               is_supine: bool) -> PleuralSpace:
     """Pneumothorax: the lung falls towards hilum and base; supine the air lies in front and below."""
     centre, axes = lungs.centre[lung].copy(), lungs.axes[lung].copy()
-    shrink = 1 - 0.10 - 0.42 * finding.severity
     if is_supine:
-        pivot = centre + (-SIGN[lung] * 0.45 * axes[0], 0.75 * axes[1], 0.45 * axes[2])
-        normal, offset = np.array([0.0, -0.6, -0.8]), -6.0
+        shrunken = axes * (1 - 0.04 - 0.32 * finding.severity, 1 - 0.04 - 0.34 * finding.severity,
+                           1 - 0.02 - 0.22 * finding.severity)
+        towards = np.array([-SIGN[lung], 1.0, 1.0])
     else:
-        pivot = centre + (-SIGN[lung] * 0.55 * axes[0], 0.2 * axes[1], -0.55 * axes[2])
-        normal, offset = np.array([0.0, 0.0, 1.0]), 4.0 - 16.0 * finding.severity
-    inner = builder.add(pivot + (centre - pivot) * shrink, axes * shrink, tuple(lungs.tilt[lung]))
-    builder.add(pivot + (centre - pivot) * shrink, axes * shrink - 0.16, tuple(lungs.tilt[lung]))
-    return PleuralSpace(number, lung, inner, normal, offset, is_air=True)
+        shrunken = axes * (1 - 0.02 - 0.36 * finding.severity, 1 - 0.02 - 0.22 * finding.severity,
+                           1 - 0.02 - 0.34 * finding.severity)
+        towards = np.array([-SIGN[lung], 0.3, -1.0])
+    # Touching the chest wall where it falls to, off it everywhere else.
+    collapsed = centre + towards * (axes - shrunken)
+    inner = builder.add(collapsed, shrunken, tuple(lungs.tilt[lung]))
+    builder.add(collapsed, shrunken - 0.16, tuple(lungs.tilt[lung]))
+    return PleuralSpace(number, lung, inner, None, is_air=True)
 
 
 def _vessels(study: Study, body: Body, lungs: _Lungs, ellipsoids: Ellipsoids, spaces: Sequence[PleuralSpace],
@@ -451,8 +457,10 @@ def _vessels(study: Study, body: Body, lungs: _Lungs, ellipsoids: Ellipsoids, sp
         for space in spaces:
             if space.lung == lung:
                 offset = position - ellipsoids.centre[space.inner]
-                outside = np.einsum("ni,ij,nj->n", offset, ellipsoids.shape[space.inner], offset) > 1
-                weight = np.where(outside & (position @ space.normal > space.offset * scale[2]), 0.0, weight)
+                gone = np.einsum("ni,ij,nj->n", offset, ellipsoids.shape[space.inner], offset) > 1
+                if space.plane is not None:
+                    gone &= position @ space.plane[0] > space.plane[1] * (np.abs(space.plane[0]) @ scale)
+                weight = np.where(gone, 0.0, weight)
         groups.append((position, weight, tree.level))
     position, weight, level = (np.concatenate(parts) for parts in zip(*groups, strict=True))
     blurring = 0.75 * edema
@@ -507,18 +515,19 @@ def _devices(builder: _Builder, study: Study, lungs: _Lungs) -> tuple[list[Point
         sign = SIGN[LEFT] if device.side == "left" else SIGN[RIGHT]
         lung = LEFT if device.side == "left" else RIGHT
         if device.kind == "endotracheal_tube":
-            points.append(_polyline(((0.1, 0.8, 21), (0.1, 1.5, 14), (0.1, 2.3, 8.2)), 0.075, 0.12))
+            points.append(_polyline(((0.1, 0.8, 21), (0.1, 1.5, 14), (0.1, 2.3, 8.2)), 0.14, 0.12))
         elif device.kind == "nasogastric_tube":
             knots = _curve(((0.3, 1.5, 21), (0.2, 3.2, 8), (0.4, 3.4, -4), (2.0, 1.0, base - 0.5),
                             (4.6, -1.5, base - 4), (6.4, -2.5, base - 6)))
-            points.append(_polyline(knots.tolist(), 0.055, 0.10))
+            points.append(_polyline(knots.tolist(), 0.11, 0.10))
         elif device.kind == "central_line":
             knots = _curve(((6.5 * sign, -3, 16), (5.0 * sign, -2.5, 11.5), (2.4 * sign, -2.2, 9.5),
                             (-2.2, -1.2, 7.0), (-2.5, -1.0, 0.5)))
-            points.append(_polyline(knots.tolist(), 0.045, 0.08))
+            points.append(_polyline(knots.tolist(), 0.085, 0.08))
         elif device.kind == "chest_tube":
-            knots = _curve(((17.5 * sign, -1, -5), (13.2 * sign, 0.5, -3), (11.0 * sign, 2.5, 3), (7.5 * sign, 2.0, 8.5)))
-            points.append(_polyline(knots.tolist(), 0.085, 0.14))
+            knots = _curve(((17.5 * sign, -1, -5), (13.2 * sign, 0.5, -3), (11.0 * sign, 2.5, 3),
+                            (7.5 * sign, 2.0, 8.5)))
+            points.append(_polyline(knots.tolist(), 0.15, 0.14))
         elif device.kind == "sternal_wires":
             for rung in range(5):
                 turn = np.linspace(0, 2 * np.pi, 9)

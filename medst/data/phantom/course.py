@@ -265,7 +265,8 @@ _DEVICES: tuple[Literal["endotracheal_tube", "nasogastric_tube", "central_line",
 
 
 def _choose_devices(severity: dict[FindingName, float], is_ap: bool, has_failure: bool, correlation: float,
-                    draws: dict[str, float], sides: dict[str, Side], findings: tuple[Finding, ...]) -> tuple[Device, ...]:
+                    draws: dict[str, float], sides: dict[str, Side],
+                    findings: tuple[Finding, ...]) -> tuple[Device, ...]:
     """Devices of a study. `draws` belong to the patient, so that a device stays while its cause stays.
 
     With correlation 0 each has its overall rate; with 1 it hangs on severity alone.

@@ -9,20 +9,19 @@ Legend: K ellipsoids, R rows, C columns, N points.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medst.data.phantom.anatomy import (BONE, INDEX, LEFT, LUNG, RIB, RIGHT, SOFT, Ellipsoids, Floats, Opacity,
-                                        PleuralSpace, Points, Thorax)
+from medst.data.phantom.anatomy import BONE, INDEX, LEFT, LUNG, RIB, RIGHT, SOFT, Opacity, PleuralSpace, Points, Thorax
 from medst.data.phantom.course import Study
 from medst.data.phantom.presets import PhantomConfig
+from medst.data.phantom.rays import Crossing, Floats, Image, Rays, half_space, intersect, make_rays, meet, remaining
 
-Image = NDArray[np.float32]
 ViewName = Literal["AP", "PA", "LL", "LATERAL"]
 
 
@@ -141,102 +140,21 @@ def place_camera(study: Study, view: ViewName, config: PhantomConfig, body_size:
                   technique.field / config.image_size)
 
 
-@dataclass(frozen=True)
-class Rays:
-    """Rays p(t) = source + t d with d = (x, y, 1), t in cm along the beam."""
-
-    x: Image
-    """(C,)."""
-    y: Image
-    """(R,)."""
-    stretch: Image
-    """(R, C) length of d: cm of path for each cm along the beam."""
-
-
-@lru_cache(maxsize=64)
-def make_rays(num_rows: int, num_columns: int, pitch: float, source_distance: float) -> Rays:
-    x = (np.arange(num_columns) - (num_columns - 1) / 2) * pitch / source_distance
-    y = ((num_rows - 1) / 2 - np.arange(num_rows)) * pitch / source_distance
-    stretch = np.sqrt(1 + x[None, :] ** 2 + y[:, None] ** 2)
-    return Rays(x.astype(np.float32), y.astype(np.float32), stretch.astype(np.float32))
-
-
-def intersect(ellipsoids: Ellipsoids, camera: Camera, rays: Rays) -> tuple[Image, Image]:
-    """Where each ray enters and leaves each ellipsoid: (K, R, C) twice, t in cm; equal where it misses.
-
-    With g the centre seen from the source and Q the shape, |ray| solves a t^2 - 2 b t + c = 0 with
-    a = d.Qd, b = d.Qg, c = g.Qg - 1. The discriminant b^2 - ac is itself a quadratic form in d, so it is
-    expanded per ellipsoid in double precision: evaluated from its parts in single precision it would lose
-    small ellipsoids at 180 cm to cancellation.
-    """
-    shape = camera.axes @ ellipsoids.shape @ camera.axes.T
-    centre = camera.to_view(ellipsoids.centre) + (0.0, 0.0, camera.source)
-    pulled = np.einsum("kij,kj->ki", shape, centre)
-    constant = np.einsum("ki,ki->k", pulled, centre) - 1
-    discriminant = np.einsum("ki,kj->kij", pulled, pulled) - shape * constant[:, None, None]
-    x, y = rays.x, rays.y
-    root = _quadratic(discriminant, x, y)
-    np.maximum(root, 0, out=root)
-    np.sqrt(root, out=root)
-    speed = _quadratic(shape, x, y)
-    np.reciprocal(speed, out=speed)
-    linear = pulled.astype(np.float32)
-    middle = (linear[:, 1, None] * y + linear[:, 2, None])[:, :, None] + (linear[:, 0, None] * x)[:, None, :]
-    middle *= speed
-    root *= speed
-    return middle - root, middle + root
-
-
-def _quadratic(form: Floats, x: Image, y: Image) -> Image:
-    """d.Fd for d = (x, y, 1): (K, 3, 3) symmetric -> (K, R, C)."""
-    along_x = (form[:, 0, 0, None] * x**2 + 2 * form[:, 0, 2, None] * x + form[:, 2, 2, None]).astype(np.float32)
-    along_y = (form[:, 1, 1, None] * y**2 + 2 * form[:, 1, 2, None] * y).astype(np.float32)
-    mixed = (2 * form[:, 0, 1, None] * y).astype(np.float32)
-    value = mixed[:, :, None] * x
-    value += along_x[:, None, :]
-    value += along_y[:, :, None]
-    return value
-
-
-@lru_cache(maxsize=32)
-def _pairs(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    pairs = np.array(list(combinations(range(count), 2)), dtype=np.int64).reshape(-1, 2)
-    return pairs[:, 0], pairs[:, 1]
-
-
-def remaining(start: Image, end: Image, cut_start: Image, cut_end: Image) -> Image:
-    """Length of [start, end] outside every interval of a stack: (R, C), (R, C), (K, R, C), (K, R, C) -> (R, C).
-
-    Inclusion and exclusion up to pairs: exact wherever no three cutters overlap.
-    """
-    first, last = np.maximum(cut_start, start), np.minimum(cut_end, end)
-    length = np.maximum(end - start, 0)
-    left = length - np.maximum(last - first, 0).sum(axis=0)
-    one, other = _pairs(len(cut_start))
-    both = np.minimum(last[one], last[other])
-    both -= np.maximum(first[one], first[other])
-    left += np.maximum(both, 0, out=both).sum(axis=0)
-    return np.clip(left, 0, length)
-
-
-def _half_space(normal: Floats, offset: float, camera: Camera, rays: Rays) -> tuple[Image, Image]:
-    """The part of each ray with normal . p > offset (patient's frame), as an interval of t."""
-    in_view = camera.axes @ normal
-    speed = rays.y[:, None] * np.float32(in_view[1]) + rays.x[None, :] * np.float32(in_view[0]) + np.float32(in_view[2])
-    # normal . p = in_view . (view - shift), and view = (0, 0, -source) + t d.
-    reach = offset + in_view @ camera.shift + in_view[2] * camera.source
-    speed = np.where(np.abs(speed) < 1e-5, np.float32(1e-5), speed)
-    crossing = np.float32(reach) / speed
-    far = np.float32(1e6)
-    return np.where(speed > 0, crossing, -far), np.where(speed > 0, far, crossing)
-
-
 _CUTTERS = {
     RIGHT: ("heart", "mediastinum", "right_dome", "vena_cava", "spine", "pulmonary_trunk"),
     LEFT: ("heart", "mediastinum", "left_dome", "descending_aorta", "aortic_knob", "spine", "pulmonary_trunk"),
 }
-_BONES = ("sternum", "right_clavicle", "left_clavicle", "right_scapula", "left_scapula", "right_humerus",
-          "left_humerus")
+_BODY = ("torso", "right_shoulder", "left_shoulder", "neck", "right_breast", "left_breast")
+_INSIDE = {
+    "right_hilum": 0.45 * (SOFT - LUNG), "left_hilum": 0.45 * (SOFT - LUNG),
+    "trachea": -0.9 * SOFT, "right_bronchus": -0.8 * SOFT, "left_bronchus": -0.8 * SOFT,
+    "stomach_bubble": -0.95 * SOFT, "sternum": BONE, "right_clavicle": BONE, "left_clavicle": BONE,
+    "right_scapula": BONE, "left_scapula": BONE, "right_humerus": BONE, "left_humerus": BONE,
+}
+"""Attenuation that structures inside the body add to what is round them."""
+_PLEURA = 0.75 * SOFT
+_RIM, _HAZE_RIM = 0.35, 1.2
+"""Standard deviation in cm of the rim of fluid and airspace disease, and of the haze of edema."""
 _VERTEBRA = 2.5
 _RIB_SPACING = 3.1
 _RIB_SLOPE = 0.62
@@ -255,139 +173,132 @@ class LineIntegrals:
 
 
 def integrate(thorax: Thorax, camera: Camera) -> LineIntegrals:
-    """Line integrals of the whole thorax, exact for ellipsoids and their intersections."""
+    """Line integrals of the whole thorax, exact for ellipsoids, their unions and intersections."""
     rays = make_rays(camera.num_rows, camera.num_columns, camera.pitch, camera.technique.source_distance)
-    enter, leave = intersect(thorax.ellipsoids, camera, rays)
-    chord = leave - enter
+    ellipsoids = thorax.ellipsoids
+    crossings = intersect(camera.to_view(ellipsoids.centre), camera.axes @ ellipsoids.shape @ camera.axes.T,
+                          camera.source, rays)
+    total = np.zeros_like(rays.stretch)
 
-    def length(name: str) -> Image:
-        return chord[INDEX[name]]
+    def add(name: str, attenuation: float) -> None:
+        crossing = crossings[INDEX[name]]
+        total[crossing.box] += np.float32(attenuation) * crossing.length
 
-    total = SOFT * _soft_tissue(enter, leave, chord)
-    opacities = np.zeros_like(total)
+    body: list[Crossing] = []
+    for name in _BODY:
+        part = crossings[INDEX[name]]
+        total[part.box] += np.float32(SOFT) * remaining(part, body)
+        body.append(part)
+
+    sharp, soft = np.zeros_like(total), np.zeros_like(total)
     findings: list[tuple[int, int, Image]] = []
     for lung, side in ((RIGHT, "right"), (LEFT, "left")):
-        lung_index = INDEX[f"{side}_lung"]
-        cutters = [INDEX[name] for name in _CUTTERS[lung]]
-        cut_start, cut_end = enter[cutters], leave[cutters]
-        start, end = enter[lung_index], leave[lung_index]
-        air = remaining(start, end, cut_start, cut_end)
-        total -= (SOFT - LUNG) * air
-        filled = np.zeros_like(total)
-        for opacity in thorax.opacities:
-            if opacity.lung == lung:
-                change = _opacity(opacity, enter, leave, start, end, cut_start, cut_end, rays.stretch)
-                filled += change
-                findings.append((opacity.finding, lung, change))
-        for space in thorax.spaces:
-            if space.lung == lung:
-                change = _pleural_space(space, thorax, enter, leave, start, end, cut_start, cut_end, camera, rays)
-                if space.is_air:
-                    total += change
-                else:
-                    filled += change * rays.stretch
-                findings.append((space.finding, lung, change * rays.stretch))
+        cavity = crossings[INDEX[f"{side}_lung"]]
+        box, stretch = cavity.box, rays.stretch[cavity.box]
+        cutters = [crossings[INDEX[name]] for name in _CUTTERS[lung]]
+        air = remaining(cavity, cutters)
+        total[box] -= np.float32(SOFT - LUNG) * air
+        patches, haze = np.zeros_like(air), np.zeros_like(air)
+        changes: list[tuple[int, Image]] = []
+        for opacity in (one for one in thorax.opacities if one.lung == lung):
+            change = _opacity(opacity, crossings, cavity, cutters, stretch)
+            if opacity.is_haze:
+                haze += change
+            else:
+                patches += change
+            changes.append((opacity.finding, change))
+        for space in (one for one in thorax.spaces if one.lung == lung):
+            change = _pleural_space(space, thorax, crossings, cavity, cutters, camera, rays)
+            if space.is_air:
+                total[box] += change
+            else:
+                patches += change * stretch
+            changes.append((space.finding, change * stretch))
         # What fills the lung cannot be denser than soft tissue.
-        opacities += np.minimum(filled, (SOFT - LUNG) * air * rays.stretch)
+        room = np.float32(SOFT - LUNG) * air * stretch
+        np.minimum(patches, room, out=patches)
+        sharp[box] += patches
+        soft[box] += np.minimum(haze, room - patches)
+        for finding, change in changes:
+            whole = np.zeros_like(total)
+            whole[box] = change
+            findings.append((finding, lung, whole))
 
-    for side in ("right", "left"):
-        total += 0.45 * (SOFT - LUNG) * length(f"{side}_hilum")
-        total -= 0.8 * SOFT * length(f"{side}_bronchus")
-    total -= 0.9 * SOFT * length("trachea") + 0.95 * SOFT * length("stomach_bubble")
-    for name in _BONES:
-        total += BONE * length(name)
-    total += _spine(chord, camera, rays)
-    total += _ribs(thorax, enter, leave, camera, rays)
+    for name, attenuation in _INSIDE.items():
+        add(name, attenuation)
+    spine = crossings[INDEX["spine"]]
+    total[spine.box] += _spine(spine, camera, rays)
+    _add_ribs(total, thorax, crossings, camera, rays)
     for index, attenuation in thorax.solids:
-        total += np.float32(attenuation) * chord[index]
+        total[crossings[index].box] += np.float32(attenuation) * crossings[index].length
     total *= rays.stretch
 
     scale = camera.technique.source_distance / camera.source / camera.pitch
-    layers = [(opacities, 0.3 * scale)]
+    layers = [(layer, blur * scale) for layer, blur in ((sharp, _RIM), (soft, _HAZE_RIM)) if layer.any()]
     layers += [(splat(points, camera), points.blur * scale) for points in thorax.points]
     return LineIntegrals(total, tuple(layers), tuple(findings))
 
 
-def _soft_tissue(enter: Image, leave: Image, chord: Image) -> Image:
-    """Length in the union of trunk, shoulders, neck and breasts; only pairs of them meet."""
-    trunk = INDEX["torso"]
-    others = slice(INDEX["right_shoulder"], INDEX["left_breast"] + 1)
-    inside = np.minimum(leave[others], leave[trunk]) - np.maximum(enter[others], enter[trunk])
-    length = chord[trunk] + (chord[others] - np.maximum(inside, 0)).sum(axis=0)
-    neck = INDEX["neck"]
-    shoulders = slice(INDEX["right_shoulder"], INDEX["left_shoulder"] + 1)
-    # Shoulder and neck meet outside the trunk only in a rim; its part inside the trunk is counted out above.
-    first = np.maximum(np.maximum(enter[shoulders], enter[neck]), leave[trunk])
-    last = np.minimum(leave[shoulders], leave[neck])
-    return np.maximum(length - np.maximum(last - first, 0).sum(axis=0), 0)
-
-
-def _opacity(opacity: Opacity, enter: Image, leave: Image, start: Image, end: Image, cut_start: Image,
-             cut_end: Image, stretch: Image) -> Image:
-    blobs = slice(opacity.first, opacity.last)
-    first, last = np.maximum(enter[blobs], start), np.minimum(leave[blobs], end)
-    length = np.maximum(last - first, 0).sum(axis=0)
-    # Heart and dome take their share of a blob that reaches into them.
-    for cutter_start, cutter_end in zip(cut_start[:3], cut_end[:3], strict=True):
-        inside = np.minimum(last, cutter_end)
-        inside -= np.maximum(first, cutter_start)
-        length -= np.maximum(inside, 0, out=inside).sum(axis=0)
-    length = np.maximum(length, 0) * stretch
-    saturated = opacity.thickness * (1 - np.exp(-length / opacity.thickness))
+def _opacity(opacity: Opacity, crossings: Sequence[Crossing], cavity: Crossing, cutters: Sequence[Crossing],
+             stretch: Image) -> Image:
+    """Change of the line integral on the rectangle of the lung."""
+    length = np.zeros_like(stretch)
+    for blob in crossings[opacity.first:opacity.last]:
+        inside = meet(blob, cavity)
+        if inside is not None:
+            length[inside.box_within(cavity)] += remaining(inside, cutters)
+    length *= stretch
+    saturated = opacity.thickness * (1 - np.exp(-length / np.float32(opacity.thickness)))
     return np.asarray((SOFT - LUNG) * opacity.fill * saturated, dtype=np.float32)
 
 
-def _pleural_space(space: PleuralSpace, thorax: Thorax, enter: Image, leave: Image, start: Image, end: Image,
-                   cut_start: Image, cut_end: Image, camera: Camera, rays: Rays) -> Image:
-    """Change of attenuation over path along the beam; fluid adds, air takes, and the pleura draws a line."""
-    axis_scale = float(np.abs(space.normal) @ thorax.scale / np.abs(space.normal).sum())
-    plane_start, plane_end = _half_space(space.normal, space.offset * axis_scale, camera, rays)
-    first, last = np.maximum(start, plane_start), np.minimum(end, plane_end)
-    inner_start = np.concatenate([cut_start, enter[space.inner][None]])
-    inner_end = np.concatenate([cut_end, leave[space.inner][None]])
-    length = remaining(first, last, inner_start, inner_end)
+def _pleural_space(space: PleuralSpace, thorax: Thorax, crossings: Sequence[Crossing], cavity: Crossing,
+                   cutters: Sequence[Crossing], camera: Camera, rays: Rays) -> Image:
+    """Change of attenuation along the beam; fluid adds, air takes, and the pleura draws a line."""
+    region = cavity
+    if space.plane is not None:
+        normal, offset = camera.axes @ space.plane[0], space.plane[1] * float(np.abs(space.plane[0]) @ thorax.scale)
+        # normal . p = in_view . (view - shift), and view = (0, 0, -source) + t d.
+        region = half_space(cavity, normal, offset + float(normal @ camera.shift + normal[2] * camera.source), rays)
+    length = remaining(region, [*cutters, crossings[space.inner]])
     if not space.is_air:
         return np.asarray((SOFT - LUNG) * length, dtype=np.float32)
     # The visceral pleura is the shell between the collapsed lung and a slightly smaller one.
-    outer = np.minimum(leave[space.inner], last) - np.maximum(enter[space.inner], first)
-    inner = np.minimum(leave[space.inner + 1], last) - np.maximum(enter[space.inner + 1], first)
-    shell = np.maximum(outer, 0) - np.maximum(inner, 0)
-    beside = length > 0.3
-    return np.asarray(0.55 * SOFT * shell * beside - LUNG * length, dtype=np.float32)
+    shell = np.zeros_like(length)
+    for index, sign in ((space.inner, 1), (space.inner + 1, -1)):
+        part = meet(crossings[index], region)
+        if part is not None:
+            shell[part.box_within(region)] += sign * part.length
+    return np.asarray(_PLEURA * np.maximum(shell, 0) * (length > 0.3) - LUNG * length, dtype=np.float32)
 
 
-def _spine(chord: Image, camera: Camera, rays: Rays) -> Image:
+def _spine(spine: Crossing, camera: Camera, rays: Rays) -> Image:
     """Vertebrae and discs: a column whose density alternates along its height."""
-    height = rays.y[:, None] * np.float32(camera.source) - np.float32(camera.shift[1])
+    height = rays.y[spine.box[0], None] * np.float32(camera.source) - np.float32(camera.shift[1])
     pattern = 0.78 + 0.22 * np.tanh(3 * np.cos(2 * np.pi * height / _VERTEBRA) + 1.5)
-    return np.asarray(1.4 * BONE * chord[INDEX["spine"]] * pattern, dtype=np.float32)
+    return np.asarray(1.4 * BONE * spine.length * pattern, dtype=np.float32)
 
 
-def _ribs(thorax: Thorax, enter: Image, leave: Image, camera: Camera, rays: Rays) -> Image:
+def _add_ribs(total: Image, thorax: Thorax, crossings: Sequence[Crossing], camera: Camera, rays: Rays) -> None:
     """Ribs: a thin shell round the lungs whose density is periodic in the height of the rib's plane."""
-    outer, inner = INDEX["cage_outer"], INDEX["cage_inner"]
-    middle = 0.5 * (enter[inner] + leave[inner])
-    back_to_patient = camera.axes.T.astype(np.float32)
-    # Point of the shell = axes^T (source + t d - shift), linear in x, y and t.
-    origin = (camera.axes.T @ (np.array([0.0, 0.0, -camera.source]) - camera.shift)).astype(np.float32)
-    total = np.zeros_like(middle)
-    for first, last in ((enter[outer], np.minimum(enter[inner], middle)), (np.maximum(leave[inner], middle),
-                                                                          leave[outer])):
-        path = last - first
+    outer, inner = crossings[INDEX["cage_outer"]], crossings[INDEX["cage_inner"]]
+    middle = 0.5 * (outer.enter + outer.leave)
+    inner_enter, inner_leave = middle.copy(), middle.copy()
+    inner_enter[inner.box_within(outer)], inner_leave[inner.box_within(outer)] = inner.enter, inner.leave
+    x, y = rays.x[None, outer.box[1]], rays.y[outer.box[0], None]
+    # Point of the shell = axes^T (source + t d - shift), linear in x, y and t; in units of a body of size 1.
+    turn = (camera.axes.T / thorax.scale[:, None]).astype(np.float32)
+    origin = (camera.axes.T @ (np.array([0.0, 0.0, -camera.source]) - camera.shift) / thorax.scale).astype(np.float32)
+    direction = [turn[axis, 0] * x + (turn[axis, 1] * y + turn[axis, 2]) for axis in range(3)]
+    for first, last in ((outer.enter, inner_enter), (inner_leave, outer.leave)):
         at = 0.5 * (first + last)
-        across, back, up = (
-            (origin[axis] + at * (back_to_patient[axis, 0] * rays.x[None, :] + back_to_patient[axis, 1]
-                                  * rays.y[:, None] + back_to_patient[axis, 2])) / np.float32(thorax.scale[axis])
-            for axis in range(3))
+        across, back, up = (origin[axis] + at * direction[axis] for axis in range(3))
         plane = up - np.float32(_RIB_SLOPE) * back + np.float32(thorax.rib_phase)
-        wave = np.cos(np.float32(2 * np.pi / _RIB_SPACING) * plane)
-        density = np.clip(1.6 * wave + 0.1, 0, 1)
+        density = np.clip(1.6 * np.cos(np.float32(2 * np.pi / _RIB_SPACING) * plane) + 0.1, 0, 1)
         # Twelve ribs, and cartilage instead of bone beside the sternum.
         density *= np.clip(plane + 17.5, 0, 1) * np.clip(15.5 - plane, 0, 1)
-        cartilage = np.clip(0.5 * (np.abs(across) - 5.0), 0.1, 1)
-        density *= np.where(back < -2, cartilage, 1)
-        total += density * path
-    return np.asarray(RIB * total, dtype=np.float32)
+        density *= np.where(back < -2, np.clip(0.5 * (np.abs(across) - 5.0), 0.1, 1), 1)
+        total[outer.box] += np.float32(RIB) * density * np.maximum(last - first, 0)
 
 
 def splat(points: Points, camera: Camera) -> Image:
@@ -469,12 +380,16 @@ _VISIBLE = 0.045
 """Smallest change of the line integral that can be seen among noise and vessels."""
 
 
-def find_box(finding: int, lung: int, change: Image) -> Box:
-    """The box of a finding's change of the line integral (R, C)."""
+def find_box(finding: int, lung: int, change: Image, is_hidden: bool = False) -> Box:
+    """The box of a finding's change of the line integral (R, C).
+
+    Args:
+        is_hidden: what lies behind heart or diaphragm changes the line integral and yet has no rim to see.
+    """
     size = np.abs(change)
     side: Literal["left", "right"] = "left" if lung == LEFT else "right"
     largest = float(size.max())
-    if largest < _VISIBLE:
+    if is_hidden or largest < _VISIBLE:
         return Box(finding, side, float("nan"), float("nan"), float("nan"), float("nan"), largest)
     mask = size > max(_BOX_SHARE * largest, 0.5 * _VISIBLE)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -492,7 +407,9 @@ def render(thorax: Thorax, study: Study, view: ViewName, config: PhantomConfig, 
     camera = place_camera(study, view, config, body_size, rng)
     integrals = integrate(thorax, camera)
     image = expose(flatten(integrals), camera, config, rng)
-    boxes = tuple(find_box(*finding) for finding in integrals.findings)
+    boxes = tuple(
+        find_box(number, lung, change, is_hidden=study.findings[number].is_lateral_only and view in ("AP", "PA"))
+        for number, lung, change in integrals.findings)
     if equalised:
         low, high = np.percentile(image, (0.5, 99.8))
         return Radiograph(equalise(to_bytes(image, float(low), float(high))), boxes)

@@ -164,7 +164,8 @@ def load_preset(name: str, overrides: dict[str, object] | None = None) -> Phanto
         if not isinstance(target, dict) or leaf not in target:
             known = [*tree, *(f"finding_rates.{finding}" for finding in tree["finding_rates"])]
             guess = nearest(key, known)
-            raise PhantomError(f"unknown dial '{key}' of the phantom" + (f"; the nearest is '{guess}'" if guess else ""))
+            raise PhantomError(f"unknown dial '{key}' of the phantom"
+                               + (f"; the nearest is '{guess}'" if guess else ""))
         target[leaf] = value
     try:
         return PhantomConfig.model_validate(tree)

@@ -31,8 +31,17 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from medst.config import fingerprint
 from medst.data.phantom.anatomy import Body, build_thorax, draw_body
-from medst.data.phantom.course import (FINDINGS, Finding, Patient, Study, draw_opacity, draw_patient, draw_visitor,
-                                       progression, stream)
+from medst.data.phantom.course import (
+    FINDINGS,
+    Finding,
+    Patient,
+    Study,
+    draw_opacity,
+    draw_patient,
+    draw_visitor,
+    progression,
+    stream,
+)
 from medst.data.phantom.grammar import phrase, sentence_pairs, write_report
 from medst.data.phantom.imaging import Box, Radiograph, ViewName, render
 from medst.data.phantom.labels import CHEXPERT_LABELS, LABEL_OF_FINDING, label_study
