@@ -7,6 +7,7 @@ Legend: T tokens of the whole batch, D width, E experts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -39,7 +40,7 @@ class ViewExperts(nn.Module):
         """With `copies`, every expert starts as a copy of the first; else each from its own stream."""
         super().__init__()
         self.experts = nn.ModuleList(
-            [_initialised(Expert(width, hidden), seed, f"{name}.{0 if copies else index}")
+            [_initialised(lambda: Expert(width, hidden), seed, f"{name}.{0 if copies else index}")
              for index in range(num_experts)]
         )
 
@@ -61,9 +62,9 @@ class LearnedExperts(nn.Module):
     def __init__(self, width: int, hidden: int, num_experts: int, *, seed: int, name: str, copies: bool) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=_NORM_EPSILON)
-        self.gate = _initialised(nn.Linear(width, num_experts, bias=False), seed, f"{name}.gate")
+        self.gate = _initialised(lambda: nn.Linear(width, num_experts, bias=False), seed, f"{name}.gate")
         self.experts = nn.ModuleList(
-            [_initialised(Mlp(width, hidden), seed, f"{name}.{0 if copies else index}")
+            [_initialised(lambda: Mlp(width, hidden), seed, f"{name}.{0 if copies else index}")
              for index in range(num_experts)]
         )
 
@@ -75,7 +76,8 @@ class LearnedExperts(nn.Module):
         """
         num_experts = len(self.experts)
         normed = self.norm(tokens)
-        probabilities = torch.softmax(self.gate(normed).float(), dim=-1)
+        logits = self.gate(normed)
+        probabilities = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         probability, chosen = probabilities.max(dim=-1)
         counts = torch.bincount(chosen, minlength=num_experts)
         order = chosen.argsort(stable=True)
@@ -83,10 +85,11 @@ class LearnedExperts(nn.Module):
         served = torch.cat([expert(piece) for expert, piece in zip(self.experts, pieces, strict=True)])
         share = counts / chosen.numel()
         balance = num_experts * (share * probabilities.mean(dim=0)).sum()
-        return served[order.argsort()] * probability[:, None], balance, share
+        return served[order.argsort()] * probability[:, None].to(served.dtype), balance, share
 
 
-def _initialised(module: _Module, seed: int, name: str) -> _Module:
+def _initialised(make: Callable[[], _Module], seed: int, name: str) -> _Module:
     with stream(seed, name):
+        module = make()
         initialise_transformer(module)
     return module

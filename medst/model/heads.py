@@ -37,9 +37,10 @@ class ProjectionHead(nn.Module):
         self.output_norm = VectorBatchNorm(embedding, affine=False)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """(K, D) -> (K, E) of unit length, float32. The statistics are those of all K rows."""
+        """(K, D) -> (K, E) of unit length, at least float32. The statistics are those of all K rows."""
         hidden = F.relu(self.hidden_norm(self.hidden(vectors)))
-        return F.normalize(self.output_norm(self.output(hidden)).float(), dim=-1, eps=1e-12)
+        projected = self.output_norm(self.output(hidden))
+        return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1, eps=1e-12)
 
 
 class ElementPooling(nn.Module):

@@ -46,7 +46,7 @@ def medst_objective(
     rmr_weight: float,
     balance_weight: float = 0.0,
 ) -> Objective:
-    """Add up the terms; one whose weight is 0 is not computed. In float32 whatever the autocast.
+    """Add up the terms; one whose weight is 0 is not computed. In float32 or better, whatever the autocast.
 
     Args:
         embeddings: of B pairs.
@@ -60,14 +60,14 @@ def medst_objective(
     """
     with torch.autocast(embeddings.image.device.type, enabled=False):
         terms: dict[str, Tensor] = {}
-        image, report = embeddings.image.float(), embeddings.report.float()
+        image, report = _precise(embeddings.image), _precise(embeddings.report)
         excluded = study if config.global_negatives == "corrected" else None
         total = terms["global"] = global_contrast(image, report, excluded, config.global_temperature)
         if config.lambda_local > 0:
             local = config.local
             is_weighted = local.weighting == "modality"
             aligned = local_alignment(
-                embeddings.words.float(), embeddings.patches.float(), embeddings.word_mask, embeddings.patch_mask,
+                _precise(embeddings.words), _precise(embeddings.patches), embeddings.word_mask, embeddings.patch_mask,
                 word_pooling if is_weighted else None, patch_pooling if is_weighted else None,
                 temperature=local.temperature,
                 padding_counts=local.padding == "released",
@@ -88,6 +88,10 @@ def medst_objective(
             terms["acc1"], terms["acc5"] = retrieval_accuracy(scores, 1), retrieval_accuracy(scores, 5)
         terms = {"loss": total, **terms}
         return Objective(total, {name: value.detach() for name, value in terms.items()})
+
+
+def _precise(vectors: Tensor) -> Tensor:
+    return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
 
 
 def _temporal_terms(
