@@ -494,10 +494,20 @@ def compose(experiments: list[Path] | None, assignments: list[str] | None, data:
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with time left on the terminal, as a function of (done, total)."""
-    with new_bar() as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    """A bar with time left, as a function of (done, total); it appears when there is something to report."""
+    bar = new_bar()
+    task = bar.add_task(title, total=None)
+
+    def report(done: int, total: int) -> None:
+        if not bar.live.is_started:
+            bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def prepared_store(config: Config, num_workers: int = 1) -> Store:
@@ -522,11 +532,13 @@ def show_records(records: Iterator[Record], title: str, protocol: Protocol = Pro
         for record in records:
             if isinstance(record, Progress):
                 bar.update(task, completed=record.step, total=record.num_steps)
+                if record.step == record.num_steps:
+                    bar.update(task, description=f"{title}, evaluating")
             elif isinstance(record, Metrics):
                 tests.update({name: value for name, value in record.values.items() if name.startswith("test/")})
                 loss = next((f"{name} {record.values[name]:.3f}" for name in ("validation/loss", "train/loss")
                              if name in record.values), None)
-                if loss is not None:
+                if loss is not None and not tests:
                     bar.update(task, description=f"{title}, {loss}")
             elif isinstance(record, Facts):
                 skipped.update({name.removeprefix("skipped."): str(value) for name, value in record.values.items()
