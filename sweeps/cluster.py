@@ -73,6 +73,10 @@ class _Messenger(tune.Callback):
         self._view = view
         self.outcomes: dict[str, Outcome] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune saves its callbacks for a restore that never comes; a live view cannot be saved.
+        return {}
+
     def _spec(self, trial: TuneTrial) -> TrialSpec:
         return self._specs[trial.config["index"]]
 
@@ -98,8 +102,9 @@ class _Messenger(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         spec = self._spec(trial)
         if spec.key not in self.outcomes:
+            error = str(trial.get_error() or "no reason known").strip().splitlines()
             outcome = Outcome(spec.key, spec.name, TrialState.MISSING,
-                              f"its worker was lost {MAX_LOST_WORKERS + 1} times (out of memory?)")
+                              f"its worker was lost {MAX_LOST_WORKERS + 1} times, last by: {error[-1]}")
             self.outcomes[spec.key] = outcome
             self._view.ended(outcome)
 

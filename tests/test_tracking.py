@@ -1,0 +1,358 @@
+"""The tracker: complete and never doubled however it is killed; failures, privacy, absent servers, reading."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlflow.exceptions import MlflowException
+from tracking_fixtures import NUM_STEPS, describe, fake_trial, fresh_place
+
+from medst.config import Config
+from medst.records import Arrays, Facts, Metrics, Record, Table
+from medst.tracking import (
+    TrackingPlace,
+    TrialState,
+    drain,
+    drain_spools,
+    ensure_study_run,
+    list_artifacts,
+    list_studies,
+    load_arrays,
+    load_config_of,
+    load_plan,
+    load_runs,
+    load_table,
+    log_study_artifacts,
+    metric_history,
+    reading,
+    track,
+    trials,
+)
+from medst.tracking.connection import TrackingError, client, ensure_experiment
+from medst.tracking.privacy import without_identifiers
+from medst.tracking.spool import Spool, has_spool, is_held, spool_lock, spool_path
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> TrackingPlace:
+    return fresh_place(tmp_path / "project")
+
+
+def run(place: TrackingPlace, records: Iterator[Record] | None = None, **changes: Any) -> list[Record]:
+    description = describe(**changes)
+    return list(track(fake_trial(description.config, None) if records is None else records, description, place))
+
+
+def content(place: TrackingPlace, key: str = "key") -> dict[str, Any]:
+    """All that an undisturbed and a disturbed trial must have in common."""
+    frame = load_runs(place.uri)
+    frame = frame[frame["key"] == key]
+    assert len(frame) == 1
+    row = frame.iloc[0]
+    run_id = row["run_id"]
+    metrics = [column.removeprefix("metrics.") for column in frame.columns
+               if column.startswith("metrics.") and not column.startswith("metrics.cost/")]
+    points = [(name, point.step, repr(point.value)) for name in sorted(metrics)
+              for point in client(place.uri).get_metric_history(run_id, name)]
+    return {
+        "points": sorted(points), "state": row["state"], "status": row["status"],
+        "params": {column: row[column] for column in frame.columns if column.startswith("params.")},
+        "tags": {name: row[f"tags.{name}"] for name in ("medst.state", "study.overview", "fact.store")},
+        "artifacts": list_artifacts(run_id, place.uri),
+        "table": load_table(run_id, "predictions", place.uri).to_dict("list"),
+        "map": load_arrays(run_id, "maps", place.uri)["map"].tolist(),
+        "config": load_config_of(run_id, place.uri),
+    }
+
+
+def test_a_trial_is_written_down_whole(place: TrackingPlace) -> None:
+    assert len(run(place)) == 1 + 2 * NUM_STEPS + 3
+    found = content(place)
+    assert found["state"] == "finished" and found["status"] == "FINISHED"
+    assert [step for name, step, _ in found["points"] if name == "train/loss"] == list(range(1, NUM_STEPS + 1))
+    assert ("test/undefined", NUM_STEPS, "nan") in found["points"]
+    assert ("facts/parameters", 0, "12.0") in found["points"]
+    assert found["artifacts"] == ["arrays/maps.npz", "config.yaml", "environment.json",
+                                  "predictions/predictions.parquet"]
+    assert found["params"]["params.training.epochs"] == "8.0"
+    assert found["config"] == Config()
+    row = load_runs(place.uri, study="overview").iloc[0]
+    assert (row["name"], row["arm"], row["seed"], row["key"]) == ("full · seed 0", "full", 0, "key")
+    assert row["seconds"] > 0
+    assert not has_spool(place.folder, "key"), "a finished trial leaves no spool"
+
+
+def test_a_finished_trial_is_not_written_again(place: TrackingPlace) -> None:
+    run(place)
+    before = content(place)
+    assert run(place, iter([Metrics(1, {"train/loss": 5.0})])) == []
+    assert content(place) == before
+
+
+class Killed(BaseException):
+    """A kill: nothing but the process's own memory is lost."""
+
+
+class Assassin:
+    """Lets a number of operations on disk and store pass and kills before or after the next one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.remaining = math.inf
+        self.is_after = False
+        self.count = 0
+        real_client = drain.client
+
+        class Deadly:
+            def __init__(self, store: Any) -> None:
+                self._store = store
+
+            def __getattr__(deadly, name: str) -> Any:
+                method = getattr(deadly._store, name)
+                is_writing = name in ("create_run", "log_batch", "log_artifact", "set_terminated", "update_run",
+                                      "delete_tag")
+                return self.guard(method) if is_writing else method
+
+        monkeypatch.setattr(drain, "client", lambda uri: Deadly(real_client(uri)))
+        for name in ("append", "put", "remove"):
+            monkeypatch.setattr(Spool, name, self.guard(getattr(Spool, name)))
+
+    def guard(self, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*arguments: Any, **named: Any) -> Any:
+            self.count += 1
+            self.remaining -= 1
+            if self.remaining < 0 and not self.is_after:
+                raise Killed
+            result = operation(*arguments, **named)
+            if self.remaining < 0:
+                raise Killed
+            return result
+        return guarded
+
+
+@pytest.fixture(scope="module")
+def crash_place(tmp_path_factory: pytest.TempPathFactory) -> TrackingPlace:
+    """One store for all kills, a key for each: opening a store costs more than a trial."""
+    return fresh_place(tmp_path_factory.mktemp("killed"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(crash_place: TrackingPlace) -> dict[str, Any]:
+    run(crash_place, key="undisturbed")
+    return content(crash_place, "undisturbed")
+
+
+KILLS = itertools.count()
+LAST_OPERATION = 40
+
+
+def disturbed(place: TrackingPlace, kills: list[tuple[int, bool, bool, bool]]) -> tuple[dict[str, Any], int]:
+    """Content after a trial that was killed: (operations that pass, after?, torn line?, other machine?) each."""
+    key = f"killed{next(KILLS)}"
+    spool, checkpoints = spool_path(place.folder, key), place.folder / "checkpoints" / key
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(trials, "FLUSH_SECONDS", 0.0)
+        assassin = Assassin(monkeypatch)
+        for passing, is_after, is_torn, is_elsewhere in kills:
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            assassin.remaining, assassin.is_after = passing, is_after
+            try:
+                run(place, fake_trial(Config(), checkpoints), key=key)
+            except Killed:
+                if is_torn and (spool / "entries.jsonl").exists():
+                    with (spool / "entries.jsonl").open("ab") as file:
+                        file.write(b'{"number": 3, "ti')
+                if is_elsewhere:
+                    shutil.rmtree(spool, ignore_errors=True)
+                    shutil.rmtree(checkpoints)
+            assassin.remaining = math.inf
+            if is_after:
+                drain_spools(place)
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        run(place, fake_trial(Config(), checkpoints), key=key)
+        drain_spools(place)
+        assert not has_spool(place.folder, key)
+        return content(place, key), assassin.count
+
+
+@settings(max_examples=12)
+@given(kills=st.lists(st.tuples(st.integers(0, LAST_OPERATION), st.booleans(), st.booleans(), st.booleans()),
+                      min_size=1, max_size=3))
+def test_whatever_is_killed_whenever_the_store_is_as_if_nothing_had_happened(
+        kills: list[tuple[int, bool, bool, bool]], undisturbed: dict[str, Any], crash_place: TrackingPlace) -> None:
+    found, _ = disturbed(crash_place, kills)
+    assert found == undisturbed
+
+
+def test_the_kills_reach_the_last_operation(crash_place: TrackingPlace, undisturbed: dict[str, Any]) -> None:
+    found, count = disturbed(crash_place, [])
+    assert found == undisturbed
+    assert LAST_OPERATION - 5 <= count <= LAST_OPERATION
+
+
+@pytest.mark.slow
+def test_a_kill_at_every_operation(crash_place: TrackingPlace, undisturbed: dict[str, Any]) -> None:
+    for passing, is_after, is_elsewhere in itertools.product(range(LAST_OPERATION), (False, True), (False, True)):
+        found, _ = disturbed(crash_place, [(passing, is_after, False, is_elsewhere)])
+        assert found == undisturbed, (passing, is_after, is_elsewhere)
+
+
+def test_a_failed_trial_keeps_reason_traceback_and_config_and_can_be_tried_again(place: TrackingPlace) -> None:
+    def failing() -> Iterator[Record]:
+        yield Metrics(1, {"train/loss": 1.0})
+        raise FloatingPointError("step 2: loss/local is not finite")
+
+    with pytest.raises(FloatingPointError):
+        run(place, failing())
+    row = load_runs(place.uri).iloc[0]
+    assert (row["state"], row["status"]) == ("failed", "FAILED")
+    assert row["reason"] == "FloatingPointError: step 2: loss/local is not finite"
+    path = reading.artifact_path(row["run_id"], "failure/traceback.txt", place.uri)
+    assert "in failing" in path.read_text()
+    assert load_config_of(row["run_id"], place.uri) == Config()
+
+    run(place)
+    again = load_runs(place.uri)
+    assert len(again) == 1
+    assert again.iloc[0]["state"] == "finished" and again.iloc[0]["reason"] is None
+    assert again.iloc[0]["tags.medst.attempts"] == "2"
+    assert metric_history([row["run_id"]], ["train/loss"], place.uri)["value"].iloc[0] == 1.0, "the first value stands"
+
+
+def test_a_consumer_that_stops_leaves_an_interrupted_run(place: TrackingPlace) -> None:
+    stream = track(fake_trial(Config(), None), describe(), place)
+    list(itertools.islice(stream, 4))
+    assert is_held(place.folder, "key")
+    stream.close()
+    assert not is_held(place.folder, "key")
+    row = load_runs(place.uri).iloc[0]
+    assert (row["state"], row["status"], row["tags.medst.state"]) == ("missing", "KILLED", "interrupted")
+
+
+def test_an_absent_server_delays_and_loses_nothing(place: TrackingPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(uri: str) -> Any:
+        raise MlflowException("connection refused")
+
+    with monkeypatch.context() as server:
+        server.setattr(drain, "client", away)
+        server.setattr(trials, "find_experiment", lambda uri, name: away(uri))
+        server.setattr(trials, "PATIENCE_SECONDS", 0.0)
+        assert len(run(place)) == 1 + 2 * NUM_STEPS + 3, "the trial goes on"
+        assert drain_spools(place).waiting == ("key",)
+    assert load_runs(place.uri).empty
+    assert drain_spools(place).completed == ("key",)
+    assert content(place)["state"] == "finished"
+    assert drain_spools(place).completed == ()
+
+
+def test_a_refusal_of_the_store_is_not_taken_for_absence(place: TrackingPlace) -> None:
+    with pytest.raises(ValueError, match="train/ä#"):
+        run(place, iter([Metrics(1, {"train/ä#": 1.0})]))
+    assert load_runs(place.uri).iloc[0]["state"] == "failed"
+
+
+def test_private_artifacts_of_credentialed_data_stay_home(place: TrackingPlace, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("w")
+    table = pd.DataFrame({"row": [1, 2]})
+
+    def records() -> Iterator[Record]:
+        yield Table("patients", table, is_private=True)
+        yield Arrays("attention", {"a": table["row"].to_numpy()})
+        yield Table("counts", table)
+
+    for key, is_credentialed, is_allowed in (("home", True, False), ("switch", True, True), ("phantom", False, False)):
+        list(track(records(), describe(key, is_credentialed=is_credentialed, is_private_tracked=is_allowed), place,
+                   model_folder=tmp_path / "model"))
+    frame = load_runs(place.uri).set_index("key")
+    everything = {"predictions/patients.parquet", "arrays/attention.npz", "model/weights"}
+    for key in ("switch", "phantom"):
+        assert everything <= set(list_artifacts(frame.loc[key, "run_id"], place.uri))
+    kept = set(list_artifacts(frame.loc["home", "run_id"], place.uri))
+    assert not everything & kept and "predictions/counts.parquet" in kept
+    assert frame.loc["home", "tags.medst.withheld"] == "predictions/patients.parquet, arrays/attention.npz, model"
+
+
+def test_identifiers_are_taken_out_of_tracebacks() -> None:
+    text = "files/p10/p10000032/s50414267/02aa804e-bde0afdd-112c0b34-7bc16630-4e384014.jpg row 17"
+    assert without_identifiers(text) == "files/p10/withheld/withheld/withheld.jpg row 17"
+
+
+def test_hundreds_of_metrics_params_and_facts_fit_the_batches(place: TrackingPlace) -> None:
+    run(place, iter([Metrics(1, {f"m/{index}": float(index) for index in range(2500)}),
+                     Facts({f"text{index}": "x" for index in range(250)})]))
+    row = load_runs(place.uri).iloc[0]
+    assert row["metrics.m/2499"] == 2499.0 and row["tags.fact.text249"] == "x"
+
+
+def test_all_pages_are_read(place: TrackingPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(7):
+        run(place, iter([]), key=f"key{index}")
+    monkeypatch.setattr(reading, "_PAGE", 3)
+    assert sorted(load_runs(place.uri)["key"]) == [f"key{index}" for index in range(7)]
+
+
+def test_a_lost_answer_to_a_create_request_leaves_one_run(place: TrackingPlace) -> None:
+    experiment = ensure_experiment(place.uri, place.experiment)
+    for _ in range(2):
+        client(place.uri).create_run(experiment, tags={"medst.key": "key", "medst.kind": "trial"})
+    run(place)
+    assert len(load_runs(place.uri)) == 1
+
+
+def test_a_second_process_waits_for_the_first(place: TrackingPlace) -> None:
+    lock = spool_lock(place.folder, "key")
+    lock.acquire()
+    assert is_held(place.folder, "key") and not is_held(place.folder, "other")
+    assert drain_spools(place).completed == ()
+    lock.release()
+    assert not is_held(place.folder, "key")
+
+
+def test_a_run_without_a_sign_of_life_counts_as_missing(place: TrackingPlace) -> None:
+    stream = track(fake_trial(Config(), None), describe(), place)
+    next(stream)
+    found = next(reading.search_all_runs(place.uri, place.experiment, ""))
+    beat = float(found.data.tags.get("medst.heartbeat", found.info.start_time / 1000))
+    assert reading.state_of(found, now=beat + 1.0) is TrialState.RUNNING
+    assert reading.state_of(found, now=beat + reading.STALE_SECONDS + 1.0) is TrialState.MISSING
+    stream.close()
+
+
+def test_the_run_of_a_study(place: TrackingPlace, tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="no study 'overview'"):
+        load_plan("overview", place.uri)
+    first = ensure_study_run(place.uri, place.experiment, "overview", "## one", {"seeds": [0]}, is_running=True)
+    again = ensure_study_run(place.uri, place.experiment, "overview", "## two", {"seeds": [0, 1]}, is_running=False)
+    assert first == again and list_studies(place.uri) == ["overview"]
+    assert load_plan("overview", place.uri) == {"seeds": [0, 1]}
+    assert client(place.uri).get_run(first).data.tags["mlflow.note.content"] == "## two"
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    (tables / "table.md").write_text("| a |")
+    log_study_artifacts("overview", tables, place.uri)
+    assert "results/table.md" in list_artifacts(first, place.uri)
+    assert load_runs(place.uri).empty, "the run of a study is no trial"
+
+
+def test_the_spool_takes_off_a_torn_line(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", {"key": "key"})
+    spool.append(time=1, metrics={"loss": float("inf")})
+    spool.close()
+    with (tmp_path / "spool" / "entries.jsonl").open("ab") as file:
+        file.write(b'{"number": 2, "ti')
+    again = Spool(tmp_path / "spool", {"key": "key"})
+    assert [entry.number for entry in again.entries] == [1] and again.attempt == 2
+    assert again.append(time=2).number == 2
+    again.close()
+    lines = (tmp_path / "spool" / "entries.jsonl").read_text().splitlines()
+    assert [json.loads(line)["number"] for line in lines] == [1, 2]
