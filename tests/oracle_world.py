@@ -202,7 +202,7 @@ class UnitHead(nn.Module):
 @dataclass(frozen=True)
 class OracleFeatures:
     cls: Tensor
-    patches: Tensor
+    frontal_patches: Tensor
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class OracleModel(nn.Module):
         super().__init__()
         self.world = world
         self.tokenizer = tokenizer
-        self.image_head, self.report_head = UnitHead(), UnitHead()
+        self.image_head, self.patch_head, self.report_head = UnitHead(), UnitHead(), UnitHead()
 
     def image_vector(self, name: str, row: int) -> np.ndarray:
         if name == "covidx":
@@ -274,9 +274,6 @@ class OracleModel(nn.Module):
             patches.append(self.patch_vectors(row) if row in self.world.boxes and name == "mimic"
                            else np.zeros((GRID * GRID, WIDTH)))
         return OracleFeatures(torch.tensor(np.array(vectors)), torch.tensor(np.array(patches)))
-
-    def project_images(self, features: OracleFeatures) -> OracleFeatures:
-        return OracleFeatures(self.image_head(features.cls), self.image_head(features.patches))
 
     def encode_text(self, token_ids: Tensor, attention_mask: Tensor, word_of_token: Tensor) -> OracleText:
         texts = [self.tokenizer.texts[number] for number in token_ids[:, 0].tolist()]

@@ -19,7 +19,7 @@ from medst.evaluation.covidx_linear import (
     train_linear_layer,
 )
 from medst.evaluation.direction import alignment_accuracy, order_probe, report_alignment
-from medst.evaluation.grounding import box_mask, phrase_maps, score_map, upsample
+from medst.evaluation.grounding import box_mask, phrase_maps, points_inside, upsample
 from medst.evaluation.metrics import (
     UndefinedMetricError,
     auroc,
@@ -110,12 +110,14 @@ def test_retrieval_both_directions_and_identical_reports() -> None:
 
 
 def test_contrast_to_noise_by_hand() -> None:
-    # Means 3 and 1, variances 1 and 0.
-    assert contrast_to_noise(np.array([2.0, 4.0]), np.array([1.0, 1.0])) == pytest.approx(2.0)
-    assert contrast_to_noise(np.array([1.0, 1.0]), np.array([2.0, 4.0])) == pytest.approx(-2.0)
-    assert contrast_to_noise(np.ones(3), np.ones(2)) == 0.0
-    with pytest.raises(UndefinedMetricError):
-        contrast_to_noise(np.ones(0), np.ones(2))
+    maps = np.array([[[2.0, 4.0], [1.0, 1.0]], [[1.0, 1.0], [2.0, 4.0]], [[1.0, 1.0], [1.0, 1.0]]])
+    masks = np.array([[[True, True], [False, False]]] * 3)
+    # Means 3 and 1, variances 1 and 0; the reverse; a constant map.
+    np.testing.assert_allclose(contrast_to_noise(maps, masks), [2.0, -2.0, 0.0])
+    rng = np.random.default_rng(0)
+    maps, masks = rng.normal(5.0, 1.0, (4, 6, 6)), rng.random((4, 6, 6)) < 0.4
+    slow = [(m[k].mean() - m[~k].mean()) / np.sqrt(m[k].var() + m[~k].var()) for m, k in zip(maps, masks, strict=True)]
+    np.testing.assert_allclose(contrast_to_noise(maps, masks), slow)
 
 
 def test_phrase_maps_by_hand() -> None:
@@ -137,8 +139,8 @@ def test_pointing_and_box_masks() -> None:
     pixel_map = upsample(patch_map[None], 8)[0]
     assert pixel_map.shape == (8, 8)
     assert pixel_map.max() == pytest.approx(0.9) and pixel_map[7, 0] == pytest.approx(0.9)
-    assert score_map(patch_map, pixel_map, box_mask(np.array([[0.0, 4.0, 4.0, 4.0]]), 8)).is_hit
-    assert not score_map(patch_map, pixel_map, box_mask(np.array([[4.0, 0.0, 4.0, 8.0]]), 8)).is_hit
+    masks = np.stack([box_mask(np.array([box]), 8) for box in ([0.0, 4.0, 4.0, 4.0], [4.0, 0.0, 4.0, 8.0])])
+    np.testing.assert_array_equal(points_inside(np.stack([patch_map, patch_map]), masks), [True, False])
 
 
 def test_published_accuracy_equals_scikit_learns_cross_validation() -> None:

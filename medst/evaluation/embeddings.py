@@ -59,6 +59,12 @@ class EmbeddingCache:
         self._config = config
         self._device = device
         self._frontal: dict[ImageSet, _Rows] = {}
+        self._patches: dict[int, np.ndarray] = {}
+        """MIMIC image -> (P, E); a dense array over all images would be too large at full size."""
+        is_asked = "grounding" in config.evaluation.tasks
+        boxes = store.ms_cxr.table["image"] if is_asked and store.ms_cxr is not None else []
+        self._boxed = np.unique(np.asarray(boxes, dtype=np.int64))
+        """MIMIC images whose patches are kept when the image is encoded."""
         self._studies: _Rows | None = None
         self._texts: dict[str, np.ndarray] = {}
 
@@ -108,15 +114,9 @@ class EmbeddingCache:
         return self._studies.arrays["embedding"][rows]
 
     def patches(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(n, P, E) unit patch embeddings of MIMIC frontal images, row-major over the patch grid."""
-        rows = np.asarray(rows, dtype=np.int64)
-        views = self._view_codes("mimic", "frontal")
-        parts = []
-        for part in self._parts(rows):
-            with torch.no_grad():
-                features = self._model.encode_images(self._pixels("mimic", part), torch.from_numpy(views[part]))
-                parts.append(self._model.project_images(features).patches.float().cpu().numpy())
-        return np.concatenate(parts)
+        """(n, P, E) unit patch embeddings of MIMIC frontal images with boxes, row by row of the patch grid."""
+        self._single_view("mimic", np.asarray(rows, dtype=np.int64))
+        return np.stack([self._patches[int(row)] for row in rows])
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """(n, E) unit report embeddings; equal texts are encoded once."""
@@ -163,6 +163,11 @@ class EmbeddingCache:
             with torch.no_grad():
                 features = self._model.encode_images(self._pixels(name, part), torch.from_numpy(views[part]))
                 known.put(part, embedding=self._model.image_head(features.cls), cls=features.cls)
+                boxed = np.flatnonzero(np.isin(part, self._boxed)) if name == "mimic" else np.zeros(0, dtype=np.int64)
+                if len(boxed):
+                    tokens = features.frontal_patches[torch.from_numpy(boxed).to(self._device)]
+                    projected = self._model.patch_head(tokens.flatten(0, 1)).view(*tokens.shape[:2], -1).cpu().numpy()
+                    self._patches.update(zip(part[boxed].tolist(), projected, strict=True))
         return known
 
     def _parts(self, rows: np.ndarray, images_per_row: int = 1) -> Iterator[np.ndarray]:

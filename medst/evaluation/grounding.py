@@ -33,6 +33,8 @@ from medst.records import Arrays, Facts, Record
 TASK = "grounding"
 NUM_TRACKED = 12
 """Examples whose maps are tracked where evaluation.track_attention asks for them."""
+_PHRASES_PER_CALL = 256
+"""Maps in pixels that are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,6 @@ class Phrase:
     """(crop, crop) bool, True inside a box."""
     row: int
     """First row of the phrase in the store's table."""
-
-
-@dataclass(frozen=True)
-class MapScore:
-    """Scores of one map against one mask."""
-
-    is_hit: bool
-    contrast: float
 
 
 def phrase_maps(words: np.ndarray, word_mask: np.ndarray, patches: np.ndarray, temperature: float
@@ -77,17 +71,16 @@ def upsample(maps: np.ndarray, size: int) -> np.ndarray:
     return interpolate(grid, size=(size, size), mode="bilinear", align_corners=False)[:, 0].numpy()
 
 
-def score_map(patch_map: np.ndarray, pixel_map: np.ndarray, mask: np.ndarray) -> MapScore:
-    """Pointing and signed contrast-to-noise of one map.
+def points_inside(patch_maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """(n,) bool: the centre of the largest patch lies inside the mask.
 
     Args:
-        patch_map: (P,); pixel_map: (crop, crop), the same upsampled; mask: (crop, crop) bool.
+        patch_maps: (n, P) over a square grid, row by row; masks: (n, side, side) bool in pixels.
     """
-    side = round(len(patch_map) ** 0.5)
-    row, column = divmod(int(patch_map.argmax()), side)
-    patch = mask.shape[0] / side
-    is_hit = bool(mask[int((row + 0.5) * patch), int((column + 0.5) * patch)])
-    return MapScore(is_hit, contrast_to_noise(pixel_map[mask], pixel_map[~mask]))
+    grid = round(patch_maps.shape[1] ** 0.5)
+    row, column = np.divmod(patch_maps.argmax(axis=1), grid)
+    patch = masks.shape[1] / grid
+    return masks[np.arange(len(masks)), ((row + 0.5) * patch).astype(int), ((column + 0.5) * patch).astype(int)]
 
 
 def box_mask(boxes: np.ndarray, size: int) -> np.ndarray:
@@ -107,17 +100,17 @@ def phrases_with_boxes(context: EvaluationContext) -> list[Phrase]:
     subject_of_image = store.mimic.views.set_index("image")["subject_id"]
     table = table[held_out(store.mimic, subject_of_image.loc[table["image"]])]
     side, crop = store.mimic.images.shape[1], config.data.crop_size
-    margin = (side - crop) // 2
+    boxes = table[["x", "y", "w", "h"]].to_numpy(dtype=float) * side
+    boxes[:, :2] -= (side - crop) // 2
+    rows_of_phrase: dict[tuple[int, str], list[int]] = {}
+    for row, (image, phrase) in enumerate(zip(table["image"], table["phrase"], strict=True)):
+        rows_of_phrase.setdefault((int(image), clean(phrase, "corrected")), []).append(row)
+    findings, examples = table["finding"].to_numpy(), table.index.to_numpy()
     phrases = []
-    texts = [clean(phrase, "corrected") for phrase in table["phrase"]]
-    for _, rows in table.assign(text=texts).groupby(["image", "text"], sort=False):
-        boxes = rows[["x", "y", "w", "h"]].to_numpy(dtype=float) * side
-        boxes[:, :2] -= margin
-        mask = box_mask(boxes, crop)
-        first = rows.iloc[0]
-        if first["text"] and mask.any() and not mask.all():
-            phrases.append(Phrase(int(first["image"]), first["text"], first["finding"], boxes, mask,
-                                  int(rows.index[0])))
+    for (image, text), rows in rows_of_phrase.items():
+        mask = box_mask(boxes[rows], crop)
+        if text and mask.any() and not mask.all():
+            phrases.append(Phrase(image, text, str(findings[rows[0]]), boxes[rows], mask, int(examples[rows[0]])))
     return phrases
 
 
@@ -136,18 +129,18 @@ def grounding(context: EvaluationContext) -> Iterator[Record]:
     image_row = {image: row for row, image in enumerate(images)}
     pairs = [phrase_maps(words[text_row[phrase.text]], word_masks[text_row[phrase.text]],
                          patches[image_row[phrase.image]], config.objective.local.temperature) for phrase in phrases]
+    masks = np.stack([phrase.mask for phrase in phrases])
     subject_of_image = store.mimic.views.set_index("image")["subject_id"]
     groups = context.groups(subject_of_image.loc[[phrase.image for phrase in phrases]])
-    values = {"chance": float(np.mean([phrase.mask.mean() for phrase in phrases]))}
+    values = {"chance": float(masks.mean())}
     frames = []
-    pixel_maps = {}
-    for prefix, column in (("", 0), ("attention/", 1)):
-        maps = np.stack([pair[column] for pair in pairs])
-        pixel_maps[prefix] = upsample(maps, config.data.crop_size)
-        scores = [score_map(*rest) for rest in zip(maps, pixel_maps[prefix], (phrase.mask for phrase in phrases),
-                                                   strict=True)]
-        contrasts = np.array([score.contrast for score in scores])
-        hits = np.array([score.is_hit for score in scores], dtype=np.int64)
+    maps = {prefix: np.stack([pair[column] for pair in pairs]) for column, prefix in enumerate(("", "attention/"))}
+    for prefix, patch_maps in maps.items():
+        hits = points_inside(patch_maps, masks).astype(np.int64)
+        contrasts = np.concatenate([
+            contrast_to_noise(upsample(patch_maps[start:start + _PHRASES_PER_CALL], config.data.crop_size),
+                              masks[start:start + _PHRASES_PER_CALL])
+            for start in range(0, len(phrases), _PHRASES_PER_CALL)])
         values |= {f"{prefix}pointing_accuracy": float(hits.mean()),
                    f"{prefix}contrast_to_noise": float(np.abs(contrasts).mean()),
                    f"{prefix}contrast_to_noise_signed": float(contrasts.mean())}
@@ -158,10 +151,10 @@ def grounding(context: EvaluationContext) -> Iterator[Record]:
     yield context.metrics({f"test/{TASK}/{name}": value for name, value in values.items()})
     yield prediction_table(TASK, frames)
     if config.evaluation.track_attention:
-        yield _tracked(context, phrases, pixel_maps)
+        yield _tracked(context, phrases, maps)
 
 
-def _tracked(context: EvaluationContext, phrases: list[Phrase], pixel_maps: dict[str, np.ndarray]) -> Arrays:
+def _tracked(context: EvaluationContext, phrases: list[Phrase], maps: dict[str, np.ndarray]) -> Arrays:
     """Maps of a few examples, drawn in turn from the findings by a fixed seed, whatever their scores."""
     assert context.store.mimic is not None
     order = np.random.default_rng(0).permutation(len(phrases))
@@ -177,8 +170,8 @@ def _tracked(context: EvaluationContext, phrases: list[Phrase], pixel_maps: dict
     for position, row in enumerate(chosen):
         boxes[position, :len(phrases[row].boxes)] = phrases[row].boxes
     return Arrays("attention/grounding", {
-        "similarity": pixel_maps[""][chosen],
-        "attention": pixel_maps["attention/"][chosen],
+        "similarity": upsample(maps[""][chosen], crop),
+        "attention": upsample(maps["attention/"][chosen], crop),
         "boxes": boxes,
         "images": images[:, margin:margin + crop, margin:margin + crop],
         "phrases": np.array([phrases[row].text for row in chosen]),
