@@ -60,7 +60,7 @@ def forest(study: Study) -> Picture:
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x", color=LIGHT, linewidth=0.4)
         axes.set_axisbelow(True)
-        axes.set_xlabel(f"Difference to {plan.reference} ({metric.unit})\n{broken(metric.name, 48)}\n"
+        axes.set_xlabel(f"Difference to {plan.reference} ({metric.unit})\n{broken(metric.name, 40)}\n"
                         + ("worse ←   → better" if metric.is_higher_better else "better ←   → worse"))
     return Picture(f"forest_{plan.name}", figure,
                    f"{_head(study)} Paired differences to '{plan.reference}' in {metric.name}. Dot and bar: mean and "

@@ -40,6 +40,9 @@ def grounding_maps(study: Study, tracked: Mapping[str, Arrays], withheld: Sequen
     if not arms:
         return None
     first = next(iter(tracked.values()), None)
+    if first is None:
+        # One row says it all.
+        arms = []
     num_examples = NUM_EXAMPLES if first is None else min(NUM_EXAMPLES, len(first["phrases"]))
     with style():
         side = PAGE_WIDTH / (num_examples + 0.55)
@@ -65,6 +68,10 @@ def grounding_maps(study: Study, tracked: Mapping[str, Arrays], withheld: Sequen
                 else:
                     _withheld(grid[row, column])
             grid[row, 0].set_ylabel(broken(arm, 16), fontsize=6.5)
+    if first is None:
+        return Picture(f"grounding_{study.plan.name}", figure,
+                       f"Study {study.plan.name}. Where words look: withheld, because the data are credentialed and "
+                       "images and maps of patients were not tracked (n = 0 trials).", study.plan.name)
     return Picture(
         f"grounding_{study.plan.name}", figure,
         f"Study {study.plan.name}. Where words look: cosine of a phrase's words with the image's patches, bilinear, "
@@ -76,13 +83,15 @@ def grounding_maps(study: Study, tracked: Mapping[str, Arrays], withheld: Sequen
 
 def _image(axes: Axes, arrays: Arrays, row: int) -> None:
     axes.imshow(arrays["images"][row].astype(float), cmap="gray", vmin=0, vmax=255)
+    axes.autoscale(False)
     _boxes(axes, arrays, row, COLOURS[4])
 
 
 def _map(axes: Axes, arrays: Arrays, row: int) -> None:
     axes.imshow(arrays["images"][row].astype(float), cmap="gray", vmin=0, vmax=255)
     similarity = arrays["similarity"][row].astype(float)
-    axes.imshow(similarity, cmap=SEQUENTIAL, alpha=0.6, vmin=similarity.min(), vmax=similarity.max())
+    axes.imshow(similarity, cmap=SEQUENTIAL, alpha=0.5, vmin=similarity.min(), vmax=similarity.max())
+    axes.autoscale(False)
     _boxes(axes, arrays, row, "white")
     peak = np.unravel_index(int(similarity.argmax()), similarity.shape)
     axes.plot(peak[1], peak[0], "+", color=COLOURS[1], markersize=6, markeredgewidth=1.2)

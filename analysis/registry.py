@@ -244,14 +244,9 @@ def describe(key: str) -> Metric:
     return METRICS[key]
 
 
-def floor_prefix(floor: str) -> str:
-    """What the keys of a floor begin with."""
-    return f"test/{floor}/"
-
-
 def floor_key(key: str, floor: str) -> str:
     """The key under which a floor is tracked on the metric `key`."""
-    return key.replace("test/", floor_prefix(floor), 1)
+    return key.replace("test/", f"test/{floor}/", 1)
 
 
 def task_panels(task: str) -> dict[tuple[str, str], tuple[Metric, ...]]:

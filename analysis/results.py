@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -30,6 +32,7 @@ Part = Literal["tables", "figures"]
 TASK_STUDIES = ("components", "overview")
 """The paper's task tables show the arms of the first of these that has results, else of the first study."""
 MAX_ATTENTION_ARMS = 3
+FILE_WIDTH = 110
 
 
 def make_results(
@@ -55,7 +58,7 @@ def make_results(
     Raises:
         ValueError: an unknown study, or nothing finished in any of them.
     """
-    console = console or Console()
+    console = console or _console()
     found = [study for study in _load(uri, experiment, studies) if _has_results(study, console)]
     if not found:
         raise ValueError(f"no finished trial in the tracking store {uri}; run a study first: medst sweep run overview")
@@ -93,10 +96,15 @@ def print_tables(uri: str, experiment: str, study: str, console: Console | None 
     Raises:
         ValueError: an unknown study.
     """
-    console = console or Console()
+    console = console or _console()
     for loaded in _load(uri, experiment, [study]):
         if _has_results(loaded, console):
             rendering.print_terminal(tables.study_table(loaded, source_fingerprint()), console)
+
+
+def _console() -> Console:
+    """As wide as the terminal; into a file, wide enough for a table."""
+    return Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH)
 
 
 def _load(uri: str, experiment: str, names: list[str] | None) -> Iterator[Study]:
@@ -152,6 +160,7 @@ def _write_figures(studies: list[Study], folder: Path, uri: str) -> dict[Path, s
     from analysis import figures, style
 
     folder.mkdir()
+    source = source_fingerprint()
     paths: dict[Path, str] = {}
     for study in studies:
         terms = [f"train/{term}" for term in registry.LOSS_TERMS]
@@ -168,8 +177,10 @@ def _write_figures(studies: list[Study], folder: Path, uri: str) -> dict[Path, s
             None if shares is None else figures.expert_use(study, shares),
             _grounding(study, uri),
         )
+        warnings = tables.warnings_of(study, source)
         for picture in filter(None, drawn):
-            paths |= dict.fromkeys(style.save(picture, folder), study.plan.name)
+            told = replace(picture, caption=" ".join([picture.caption, *warnings]))
+            paths |= dict.fromkeys(style.save(told, folder), study.plan.name)
     return paths
 
 
@@ -189,8 +200,8 @@ def _grounding(study: Study, uri: str) -> Picture | None:
     asked.sort(key=lambda arm: (arm != reference, study.level(arm, "objective.lambda_local") != 0))
     arms = asked[:MAX_ATTENTION_ARMS]
     trials = study.trials[(study.trials["state"] == FINISHED) & study.trials["arm"].isin(arms)]
-    complete = [seed for seed, group in trials.groupby("seed") if len(group) == len(arms)]
-    if not complete:
+    complete = [seed for seed in study.plan.seeds if (trials["seed"] == seed).sum() == len(arms)]
+    if not arms or not complete:
         return None
     tracked, withheld = {}, []
     for arm, run_id, kept in trials.loc[trials["seed"] == complete[0], ["arm", "run_id", "withheld"]].itertuples(
@@ -199,7 +210,7 @@ def _grounding(study: Study, uri: str) -> Picture | None:
             withheld.append(arm)
         elif any(pictures.ATTENTION in path for path in tracking.list_artifacts(run_id, uri)):
             tracked[arm] = tracking.load_arrays(run_id, pictures.ATTENTION, uri)
-    return pictures.grounding_maps(study, tracked, withheld, int(complete[0]))
+    return pictures.grounding_maps(study, tracked, withheld, complete[0])
 
 
 def _log(paths: list[Path], study: str, place: Path, uri: str, experiment: str) -> None:

@@ -202,7 +202,7 @@ def contenders(scores: ArrayLike, higher_is_better: bool = True, confidence: flo
         raise ValueError(f"scores must be (num_seeds, num_arms), not of shape {table.shape}")
     if not higher_is_better:
         table = -table
-    scored: NDArray[np.bool_] = ~np.isnan(table).all(axis=0)
+    scored = np.logical_not(np.isnan(table).all(axis=0))
     num_arms = int(scored.sum())
     if num_arms < 2:
         return scored
@@ -216,8 +216,7 @@ def contenders(scores: ArrayLike, higher_is_better: bool = True, confidence: flo
         critical = np.array([t_quantile(1 - level, count - 1) if count > 1 else math.inf
                              for count in range(table.shape[0] + 1)])
         is_beaten = (n > 1) & (mean - critical[n] * deviation / np.sqrt(n) > 0)
-    kept: NDArray[np.bool_] = scored & ~is_beaten.any(axis=0)
-    return kept
+    return np.logical_and(scored, np.logical_not(is_beaten.any(axis=0)))
 
 
 @lru_cache(maxsize=256)

@@ -25,8 +25,8 @@ PAGE_WIDTH = 6.9
 """Inches: both columns."""
 
 BLACK, GREY, LIGHT = "#222222", "#7a7a7a", "#d9d9d9"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#806600")
-"""Okabe and Ito's palette, told apart by the colour-blind; its yellow, too pale for lines, replaced by ochre."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d3b00")
+"""Okabe and Ito's palette, told apart by the colour-blind; its yellow, too pale for lines, replaced by a dark brown."""
 LINES: tuple[Any, ...] = ("-", (0, (4, 1.2)), (0, (1, 1)), (0, (5, 1, 1, 1)), "-", (0, (4, 1.2)), (0, (1, 1)))
 """A second cue beside the colour."""
 SEQUENTIAL = "cividis"
@@ -39,7 +39,7 @@ _STYLE: dict[Any, Any] = {
     "ytick.major.size": 2.5, "lines.linewidth": 1.1, "lines.markersize": 3.5, "axes.spines.top": False,
     "axes.spines.right": False, "axes.edgecolor": BLACK, "text.color": BLACK, "axes.labelcolor": BLACK,
     "xtick.color": BLACK, "ytick.color": BLACK, "axes.titlelocation": "left", "legend.frameon": False,
-    "figure.constrained_layout.use": True, "figure.dpi": 150, "savefig.dpi": 300, "pdf.fonttype": 42,
+    "figure.constrained_layout.use": True, "figure.dpi": 150, "savefig.dpi": 220, "pdf.fonttype": 42,
     "image.interpolation": "nearest",
 }
 
@@ -69,6 +69,8 @@ def save(picture: Picture, folder: Path) -> list[Path]:
         # Without dates the same numbers give the same bytes.
         picture.figure.savefig(paths[0], metadata={"CreationDate": None, "ModDate": None, "Title": picture.name,
                                                    "Subject": picture.caption})
+        # The layout is found; the second file keeps it.
+        picture.figure.set_layout_engine("none")
         picture.figure.savefig(paths[1], metadata={"Description": picture.caption})
     plt.close(picture.figure)
     paths[2].write_text(picture.caption + "\n", encoding="utf-8")

@@ -110,7 +110,8 @@ def task_tables(study: Study, current_source: str) -> list[ResultTable]:
             if present:
                 panels.append(Panel(", ".join(filter(None, (panel, protocol))), present))
         if panels:
-            tables.append(_build(study, f"task_{task}", f"{title}, arms of study {study.plan.name}", tuple(panels), current_source, is_one_task=True))
+            headline = f"{title}, arms of study {study.plan.name}"
+            tables.append(_build(study, f"task_{task}", headline, tuple(panels), current_source, is_one_task=True))
     return tables
 
 
@@ -121,11 +122,12 @@ def _build(study: Study, name: str, title: str, panels: tuple[Panel, ...], curre
            is_one_task: bool = False) -> ResultTable:
     plan = study.plan
     metrics = tuple({metric.key: metric for panel in panels for metric in panel.metrics}.values())
-    columns = {metric.key: _column(study, metric) for metric in metrics}
+    floors = [floor for floor in registry.FLOORS
+              if any(registry.floor_key(metric.key, floor) in study.metrics for metric in metrics if metric.task != "cost")]
+    columns = {metric.key: _column(study, metric, floors) for metric in metrics}
     finished = study.trials[study.trials["state"] == FINISHED].groupby("arm").size()
-    floors = [floor for floor in registry.FLOORS if any(floor in column for column in columns.values())]
     for column in columns.values():
-        column.update({floor: _EMPTY for floor in floors if floor not in column})
+        column.update(dict.fromkeys(set(floors) - set(column), _EMPTY))
     rows = [
         Row(registry.FLOORS.get(arm, arm), arm == plan.reference,
             int(finished.get(arm, max(column[arm].interval.n for column in columns.values()))),
@@ -137,12 +139,12 @@ def _build(study: Study, name: str, title: str, panels: tuple[Panel, ...], curre
     return ResultTable(
         name, title, plan.name, plan.reference, len(plan.seeds), panels, tuple(rows),
         caption=tuple(_caption(study, metrics, rows)),
-        warnings=tuple(_warnings(study, current_source)), is_one_task=is_one_task,
+        warnings=tuple(warnings_of(study, current_source)), is_one_task=is_one_task,
     )
 
 
-def _column(study: Study, metric: Metric) -> dict[str, Cell]:
-    """Cells of the arms, then of every floor that any metric of the study has."""
+def _column(study: Study, metric: Metric, floors: Sequence[str]) -> dict[str, Cell]:
+    """Cells of the arms, then of the floors."""
     plan = study.plan
     scores = study.scores(metric.key)
     run_ids = study.run_ids(metric.key)
@@ -154,13 +156,13 @@ def _column(study: Study, metric: Metric) -> dict[str, Cell]:
         p = statistics.max_t_adjusted_p(scores[others].to_numpy() - reference[:, None])
         adjusted = dict(zip(others, p.tolist(), strict=True))
     marks = {} if is_cost else _marks(plan.arms, scores.to_numpy(), metric)
-    for floor in registry.FLOORS:
-        if not is_cost and any(key.startswith(registry.floor_prefix(floor)) for key in study.metrics):
-            # A floor is no arm: it is tracked by some trial of each seed, the reference's where it has it.
-            key = registry.floor_key(metric.key, floor)
-            order = [plan.reference, *others]
-            scores[floor] = study.scores(key)[order].bfill(axis=1).iloc[:, 0]
-            run_ids[floor] = tuple(run for arm in order for run in study.run_ids(key)[arm])
+    for floor in () if is_cost else floors:
+        # A floor is no arm: it is tracked by some trial of each seed, the reference's where it has it.
+        key = registry.floor_key(metric.key, floor)
+        order = [plan.reference, *others]
+        scores[floor] = study.scores(key)[order].bfill(axis=1).iloc[:, 0]
+        found = study.run_ids(key)
+        run_ids[floor] = tuple(run for arm in order for run in found[arm])
     cells = {}
     for arm in scores.columns:
         difference = None
@@ -257,7 +259,7 @@ def _count_sentence(study: Study) -> str:
     return ", ".join(parts) + "."
 
 
-def _warnings(study: Study, current_source: str) -> list[str]:
+def warnings_of(study: Study, current_source: str) -> list[str]:
     """Sentences on incomplete, stale and mixed results; empty for a table in order."""
     trials = study.trials
     sentences = []

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from numpy.typing import NDArray
 
 from medst import tracking
 from medst.config import source_fingerprint
@@ -25,6 +26,8 @@ TRIAL_COLUMNS = ("arm", "arm_order", "seed", "state", "run_id", "key", "source_f
 VALUE_COLUMNS = ("study", "arm", "arm_order", "seed", "state", "metric", "value", "run_id", "key",
                  "source_fingerprint", "data_fingerprint")
 """One row per finished trial and metric."""
+Floats = NDArray[np.float64]
+Strings = NDArray[np.object_]
 FINISHED = "finished"
 MISSING = "missing"
 
@@ -92,29 +95,39 @@ class Study:
         return None if text is None else yaml.safe_load(text)
 
     @cached_property
-    def _by_metric(self) -> dict[str, pd.DataFrame]:
-        return {str(metric): group for metric, group in self.values.groupby("metric", sort=False)}
+    def _grids(self) -> dict[str, tuple[Floats, Strings]]:
+        """Metric -> values and run ids, both (seeds x arms) in the plan's order."""
+        plan, values = self.plan, self.values
+        rows = pd.Index(plan.seeds).get_indexer(pd.Index(values["seed"]))
+        columns = pd.Index(plan.arms).get_indexer(pd.Index(values["arm"]))
+        numbers, runs = values["value"].to_numpy(float), values["run_id"].to_numpy(object)
+        grids: dict[str, tuple[Floats, Strings]] = {}
+        for metric, places in values.groupby("metric", sort=False).indices.items():
+            score = np.full((len(plan.seeds), len(plan.arms)), np.nan)
+            run = np.full(score.shape, "", dtype=object)
+            score[rows[places], columns[places]] = numbers[places]
+            run[rows[places], columns[places]] = runs[places]
+            grids[str(metric)] = score, run
+        return grids
 
     @property
     def metrics(self) -> set[str]:
         """Keys of the metrics that at least one finished trial has."""
-        return set(self._by_metric)
+        return set(self._grids)
 
     def scores(self, metric: str) -> pd.DataFrame:
         """(seeds x arms) of a metric in the plan's order; NaN where no trial finished."""
-        return self._pivot(metric, "value").astype(float)
+        plan = self.plan
+        empty = np.full((len(plan.seeds), len(plan.arms)), np.nan)
+        grid = self._grids[metric][0].copy() if metric in self._grids else empty
+        return pd.DataFrame(grid, index=list(plan.seeds), columns=list(plan.arms))
 
     def run_ids(self, metric: str) -> dict[str, tuple[str, ...]]:
         """Arm -> the runs behind its number, in the order of seeds."""
-        table = self._pivot(metric, "run_id")
-        return {arm: tuple(table[arm].dropna()) for arm in self.plan.arms}
-
-    def _pivot(self, metric: str, column: str) -> pd.DataFrame:
-        found = self._by_metric.get(metric)
-        empty = pd.DataFrame(np.nan, index=list(self.plan.seeds), columns=list(self.plan.arms), dtype=object)
-        if found is None:
-            return empty
-        return found.pivot(index="seed", columns="arm", values=column).reindex_like(empty)
+        if metric not in self._grids:
+            return dict.fromkeys(self.plan.arms, ())
+        runs = self._grids[metric][1]
+        return {arm: tuple(filter(None, runs[:, column])) for column, arm in enumerate(self.plan.arms)}
 
 
 def assemble(plan: Plan, runs: pd.DataFrame, numbers: pd.DataFrame, current_source: str) -> Study:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from analysis import registry
 from analysis.tidy import Plan, Study, assemble
+from medst import tracking
+from medst.config import Config, override, source_fingerprint
+from medst.records import Arrays, Facts, Metrics, Record
 
 SOURCE = "5ce0a11f0c0de000"
 OVERVIEW_ARMS = (
@@ -58,3 +62,84 @@ def make_frames(
 def make_study(plan: Plan | None = None, noise: float = 0.015, effects: dict[str, float] | None = None) -> Study:
     plan = plan or make_plan()
     return assemble(plan, *make_frames(plan, noise, effects), current_source=SOURCE)
+
+
+def make_curves(study: Study) -> pd.DataFrame:
+    """Falling losses and the schedules that the arms' names speak of, for every run of a study."""
+    rows = []
+    for trial in study.trials.itertuples():
+        rows += [(trial.run_id, name, step, value) for step, values in curve_points(str(trial.arm), int(trial.seed))
+                 for name, value in values.items()]
+    return pd.DataFrame(rows, columns=["run_id", "name", "step", "value"])
+
+
+def curve_points(arm: str, seed: int, num_points: int = 30, num_steps: int = 600) -> list[tuple[int, dict[str, float]]]:
+    generator = np.random.default_rng(seed)
+    points = []
+    for step in np.linspace(num_steps / num_points, num_steps, num_points).astype(int).tolist():
+        progress = step / num_steps
+        values = {f"train/{term}": (2 + 0.3 * index) * float(np.exp(-3 * progress)) + 0.5 + generator.normal(0, 0.03)
+                  for index, term in enumerate(registry.LOSS_TERMS)
+                  if term != "balance" and not ("local" in term and "no local" in arm)}
+        values["train/fmc_weight"] = float(progress > 0.5) if "reversed" in arm else 1.0
+        values["train/rmr_weight"] = float(progress > 0.5) if "staged" in arm else (
+            float(np.clip((progress - 0.5) / 0.25, 0, 1)) if "ramp" in arm else 1.0)
+        values["train/sequence_length"] = min(4.0, 2.0 + int(progress * 3)) if "length" in arm else 4.0
+        num_experts = 1 if "1" in arm else 3 if "3" in arm else 4 if "4" in arm else 2
+        shares = generator.dirichlet(np.full(num_experts, 40.0))
+        values |= {f"train/expert_share/{expert}": float(share) for expert, share in enumerate(shares)}
+        points.append((step, values))
+    return points
+
+
+def make_grounding_arrays(num_examples: int = 8, side: int = 64, blur: float = 8.0) -> dict[str, np.ndarray]:
+    """Dark lungs with one bright spot, a box round it and a map that peaks near it."""
+    y, x = np.mgrid[:side, :side].astype(float)
+    generator = np.random.default_rng(0)
+    lungs = sum(np.exp(-((x - centre) / 9) ** 2 - ((y - 32) / 18) ** 2) for centre in (20, 44))
+    images, maps, boxes = [], [], []
+    for _ in range(num_examples):
+        column, row = generator.choice([20, 44]), generator.uniform(20, 48)
+        spot = np.exp(-((x - column) ** 2 + (y - row) ** 2) / 18)
+        images.append(np.clip(170 - 120 * lungs + 110 * spot + generator.normal(0, 5, (side, side)), 0, 255))
+        near = np.exp(-((x - column) ** 2 + (y - row) ** 2) / (2 * blur**2))
+        maps.append(near + generator.normal(0, 0.02, (side, side)))
+        boxes.append([[column - 6, row - 6, 12, 12], [np.nan] * 4])
+    findings = np.array([registry.FINDINGS[index % 5] for index in range(num_examples)])
+    return {"images": np.array(images).astype(np.uint8), "similarity": np.array(maps, dtype=np.float32),
+            "attention": np.array(maps, dtype=np.float32), "boxes": np.array(boxes, dtype=np.float32),
+            "phrases": np.array(["patchy opacity in the left lower lobe has increased"] * num_examples),
+            "findings": findings}
+
+
+def fill_store(uri: str, folder: Path, plan: Plan, *, is_credentialed: bool = False, track_attention: bool = False,
+               effects: dict[str, float] | None = None) -> None:
+    """Track a finished study the way a sweep does."""
+    runs, numbers = make_frames(plan, effects=effects)
+    place = tracking.TrackingPlace(uri, folder)
+    trials = [{"key": key, "arm": arm, "seed": seed} for key, arm, seed in
+              runs[["key", "arm", "seed"]].itertuples(index=False)]
+    tracking.ensure_study_run(uri, place.experiment, plan.name, plan.question, {
+        "name": plan.name, "question": plan.question, "base": list(plan.base), "data": plan.data,
+        "reference": plan.reference, "primary_metric": plan.primary, "secondary_metrics": list(plan.secondary),
+        "seeds": list(plan.seeds), "settings": {}, "expectations": [], "trials": trials,
+        "arms": [{"name": arm, "settings": dict(plan.assignments.get(arm, {}))} for arm in plan.arms],
+    }, is_running=False)
+    for run in runs.itertuples():
+        assigned = plan.assignments.get(str(run.arm), {})
+        config = override(Config(), {**assigned, "seed": run.seed, "evaluation.track_attention": track_attention})
+        values = numbers[numbers["run_id"] == run.run_id].set_index("metric")["value"]
+        is_fact = values.index.str.startswith("facts/")
+        records: list[Record] = [
+            Facts({name.removeprefix("facts/"): value for name, value in values[is_fact].items()}),
+            *[Metrics(step, point) for step, point in curve_points(str(run.arm), int(run.seed), num_points=5)],
+            Metrics(600, values[~is_fact].to_dict()),
+        ]
+        if track_attention:
+            records.append(Arrays("attention/grounding", make_grounding_arrays(6, 16)))
+        description = tracking.TrialDescription(
+            config=config, key=str(run.key), arm=str(run.arm), data_name=plan.data,
+            source_fingerprint=source_fingerprint(), data_fingerprint="da7af1a9e7000000",
+            is_credentialed=is_credentialed, torch_version="2.15", studies={plan.name: str(run.arm)})
+        for _ in tracking.track(iter(records), description, place):
+            pass

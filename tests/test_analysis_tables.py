@@ -1,0 +1,330 @@
+"""Tables: what stands in them, what their captions confess, and their four renderings."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from analysis_samples import PRIMARY, SOURCE, make_frames, make_plan, make_study
+from rich.console import Console
+
+from analysis import registry, rendering, statistics, tables, text
+from analysis.tidy import Plan, Study, assemble
+
+ARMS = ("full", "no lateral view", "global only")
+
+
+def _study(num_seeds: int = 6, **effects: float) -> Study:
+    named = {name.replace("_", " "): effect for name, effect in effects.items()}
+    return make_study(make_plan(ARMS, num_seeds), noise=0.01, effects=named)
+
+
+def _terminal(table: tables.ResultTable, width: int) -> str:
+    stream = io.StringIO()
+    rendering.print_terminal(table, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+# Registry
+
+
+def test_registry_is_consistent() -> None:
+    assert len(registry.METRICS) > 70
+    heads = [(metric.task, metric.panel, metric.protocol, metric.column or metric.short)
+             for metric in registry.METRICS.values()]
+    assert len(set(heads)) == len(heads), "two columns of one panel would have the same head"
+    assert len({metric.name + metric.protocol for metric in registry.METRICS.values()}) == len(registry.METRICS)
+    for key, metric in registry.METRICS.items():
+        assert metric.key == key
+        assert metric.protocol in ("", *registry.PROTOCOL_TEXT)
+        assert metric.task == "cost" or metric.task in registry.TASK_TITLES
+        assert metric.chance is None or 0 <= metric.chance < 1
+    assert len({metric.short for metric in registry.COMPONENT_PRIMARIES}) == len(registry.COMPONENT_PRIMARIES)
+
+
+def test_unknown_metric_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="nearest is 'test/finding_zero_shot/mean/auroc'"):
+        registry.describe("test/finding_zeroshot/mean/auroc")
+
+
+# Tidy
+
+
+def test_scores_are_seeds_by_arms_of_finished_trials() -> None:
+    plan = make_plan(ARMS, 3)
+    runs, numbers = make_frames(plan)
+    runs.loc[(runs["arm"] == "global only") & (runs["seed"] == 1), "state"] = "pruned"
+    study = assemble(plan, runs.sample(frac=1, random_state=0), numbers.sample(frac=1, random_state=1), SOURCE)
+    scores = study.scores(PRIMARY)
+    assert scores.columns.tolist() == list(ARMS) and scores.index.tolist() == [0, 1, 2]
+    assert math.isnan(scores.loc[1, "global only"])
+    run_id = runs.loc[(runs["arm"] == "full") & (runs["seed"] == 2), "run_id"].item()
+    by_hand = numbers.loc[(numbers["metric"] == PRIMARY) & (numbers["run_id"] == run_id), "value"].item()
+    assert scores.loc[2, "full"] == by_hand
+    assert len(study.run_ids(PRIMARY)["global only"]) == 2
+    assert study.trials["state"].tolist().count("pruned") == 1
+    assert study.scores("test/none").isna().all(axis=None) and study.run_ids("test/none")["full"] == ()
+
+
+def test_of_several_runs_the_finished_current_latest_one_stands() -> None:
+    plan = make_plan(ARMS[:2], 1)
+    runs, numbers = make_frames(plan)
+    first = runs.iloc[0]
+    others = pd.DataFrame([
+        {**first, "run_id": "failed", "state": "failed", "start_time": 9e9},
+        {**first, "run_id": "stale", "source_fingerprint": "old", "start_time": 8e9},
+        {**first, "run_id": "later", "start_time": 7e9},
+    ])
+    study = assemble(plan, pd.concat([others, runs]), numbers, SOURCE)
+    assert study.trials.set_index("arm").loc["full", "run_id"] == "later"
+    only = assemble(plan, others[others["run_id"] != "later"], numbers, SOURCE)
+    assert only.trials.set_index("arm").loc["full", "run_id"] == "stale"
+
+
+def test_plan_refuses_a_reference_that_is_no_arm() -> None:
+    with pytest.raises(ValueError, match="none of its arms"):
+        Plan(name="x", arms=("a", "b"), reference="c", primary=PRIMARY, seeds=(0,))
+
+
+# Content
+
+
+def test_cells_hold_what_the_statistics_say() -> None:
+    study = _study(global_only=-0.08)
+    table = tables.study_table(study, SOURCE)
+    assert [row.arm for row in table.rows] == [*ARMS, "pixel differences", "chance"]
+    scores = study.scores(PRIMARY)
+    cell = table.rows[2].cells[PRIMARY]
+    assert cell.interval == statistics.mean_interval(scores["global only"].to_numpy())
+    assert cell.difference == statistics.paired_difference(scores["global only"].to_numpy(), scores["full"].to_numpy())
+    assert cell.adjusted_p == pytest.approx(2 / 64)
+    assert cell.run_ids == study.run_ids(PRIMARY)["global only"] and len(cell.run_ids) == 6
+    assert cell.mark == "" and [row.cells[PRIMARY].mark for row in table.rows].count("best") == 1
+    assert table.rows[0].cells[PRIMARY].difference is None
+    assert table.warnings == ()
+
+
+def test_primary_comes_first_then_the_components() -> None:
+    table = tables.study_table(_study(), SOURCE)
+    assert table.panels[0].metrics[0].key == PRIMARY
+    assert [metric.key for metric in table.panels[0].metrics[1:]] == list(registry.COST)
+    assert [metric.key for metric in table.panels[1].metrics] == [
+        metric.key for metric in registry.COMPONENT_PRIMARIES if metric.key != PRIMARY]
+
+
+def test_the_plans_own_secondary_metrics_come_before_the_components() -> None:
+    study = _study()
+    study = replace(study, plan=replace(study.plan, secondary=("test/rsna_zero_shot/auroc",)))
+    assert tables.study_table(study, SOURCE).panels[1].metrics[0].key == "test/rsna_zero_shot/auroc"
+
+
+def test_below_six_seeds_no_p_and_no_marks() -> None:
+    table = tables.study_table(_study(5, global_only=-0.3), SOURCE)
+    cells = [cell for row in table.rows for cell in row.cells.values()]
+    assert all(math.isnan(cell.adjusted_p) and cell.mark == "" for cell in cells)
+    caption = " ".join(table.caption)
+    assert "no exact paired test" in caption and "Not detectable" in caption
+    assert "*" not in rendering.markdown(table).replace("**", "").replace("\\*", "")
+    assert "\np " not in _terminal(table, 120)
+
+
+def test_floors_and_chance() -> None:
+    table = tables.study_table(_study(), SOURCE)
+    floor, chance = table.rows[-2:]
+    temporal = "test/temporal_image/mean/balanced_accuracy"
+    assert floor.cells[temporal].interval.mean == pytest.approx(0.41)
+    assert floor.cells[temporal].difference is not None and floor.cells[PRIMARY].interval.n == 0
+    assert floor.cells["facts/parameters"].interval.n == 0
+    assert chance.cells[temporal].interval.mean == pytest.approx(1 / 3)
+    assert chance.cells["test/grounding/pointing_accuracy"].interval.mean == pytest.approx(0.09)
+
+
+def test_lower_is_better_where_the_registry_says_so() -> None:
+    assert not registry.describe("facts/parameters").is_higher_better
+    study = _study(global_only=-0.2)
+    metric = replace(registry.describe(PRIMARY), is_higher_better=False)
+    assert tables._marks(ARMS, study.scores(PRIMARY).to_numpy(), metric) == {"global only": "best"}
+
+
+def test_task_tables_have_a_panel_for_each_protocol() -> None:
+    by_name = {table.name: table for table in tables.task_tables(_study(), SOURCE)}
+    assert list(by_name) == [f"task_{task}" for task in registry.TASK_TITLES]
+    titles = [panel.title for panel in by_name["task_temporal_image"].panels]
+    assert titles == ["Balanced accuracy, corrected", "AUROC, corrected", "Accuracy in 5 folds, as published",
+                      "Accuracy in 10 folds, as published"]
+    assert [len(panel.metrics) for panel in by_name["task_temporal_image"].panels] == [6, 6, 6, 6]
+    assert "Protocols: as published" in " ".join(by_name["task_covidx_linear"].caption)
+
+
+def test_tasks_without_results_have_no_table() -> None:
+    study = _study()
+    few = replace(study, values=study.values[study.values["metric"].str.contains("retrieval")])
+    assert [table.name for table in tables.task_tables(few, SOURCE)] == ["task_retrieval"]
+
+
+# What the caption confesses
+
+
+def test_missing_failed_and_pruned_are_counted_and_named() -> None:
+    plan = make_plan(ARMS, 3)
+    runs, numbers = make_frames(plan)
+    runs.loc[1, ["state", "reason"]] = ["failed", "NonFiniteLossError: step 12: local\nmore"]
+    runs.loc[5, "state"] = "pruned"
+    study = assemble(plan, runs.drop(index=[8]), numbers, SOURCE)
+    table = tables.study_table(study, SOURCE)
+    warning = " ".join(table.warnings)
+    assert warning.startswith("INCOMPLETE: 3 of 9 trials")
+    assert "full seed 1 failed: NonFiniteLossError: step 12: local" in warning
+    assert "no lateral view seed 2 pruned" in warning and "global only seed 2 missing" in warning
+    assert "6 of 9 planned trials finished" in " ".join(table.caption)
+    assert "(n=" not in rendering.markdown(table), "n stands in its own column where all metrics have it"
+    assert table.rows[0].cells[PRIMARY].interval.n == 2
+
+
+def test_stale_and_mixed_results_say_so() -> None:
+    plan = make_plan(ARMS, 3)
+    runs, numbers = make_frames(plan)
+    runs.loc[0, "source_fingerprint"] = "0ther"
+    runs.loc[4, "data_fingerprint"] = "0therdata"
+    table = tables.study_table(assemble(plan, runs, numbers, SOURCE), SOURCE)
+    assert any(text.startswith("STALE: 1 of 9") and "0ther" in text for text in table.warnings)
+    assert any(text.startswith("MIXED DATA") and "0therdata" in text for text in table.warnings)
+
+
+def test_caption_states_data_code_budget_and_seeds() -> None:
+    caption = " ".join(tables.study_table(_study(), SOURCE).caption)
+    for fact in ("phantom tiny (da7af1a9e7000000)", "experiments/phantom_tiny.yaml", SOURCE, "seeds 0–5",
+                 "19,200 pairs seen", "corrected: grouped by patient", "max-T"):
+        assert fact in caption
+
+
+# Renderings
+
+
+def test_numbers_as_people_read_them() -> None:
+    metric = registry.describe(PRIMARY)
+    assert rendering.number(0.7412, metric) == "74.1"
+    assert rendering.number(-0.0123, metric, signed=True) == "−1.2"
+    assert rendering.number(-0.0001, metric, signed=True) == "0.0"
+    assert rendering.number(math.nan, metric) == "–"
+    assert rendering.score(statistics.Interval(0.741, 0.021, 6, 0.02), metric) == "74.1 ± 2.1"
+    assert rendering.score(statistics.Interval(0.741, math.nan, 1, math.nan), metric) == "74.1"
+    paired = statistics.PairedDifference(statistics.Interval(0.012, 0.015, 6, 0.01), 0.5)
+    assert rendering.difference(paired, metric) == "+1.2 [−0.3, +2.7]"
+    assert rendering.p_value(2 / 64) == "0.031*" and rendering.p_value(0.2) == "0.200"
+    assert text.seeds_text([5, 0, 1, 2]) == "0–2, 5"
+    assert text.broken("one two three", 7) == "one two\nthree"
+    assert text.broken("one two three", 5, lines=1) == "one …"
+
+
+def test_markdown_is_a_table_a_panel() -> None:
+    table = tables.study_table(_study(), SOURCE)
+    shown = rendering.markdown(table)
+    assert shown.startswith("# What does each part of Med-ST bring?\n")
+    blocks = re.findall(r"(?:^\|.*\|\n)+", shown, flags=re.MULTILINE)
+    assert len(blocks) == 2
+    for block in blocks:
+        lines = block.strip().splitlines()
+        assert len(lines) == 2 + len(table.rows)
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+
+
+@pytest.mark.parametrize("arm", [r"50% & $x_1$ #{a}\b ~^", "λ1 ≤ 0.3 → <b>"])
+def test_latex_survives_any_name(arm: str) -> None:
+    study = make_study(make_plan(("full", arm), 6), effects={arm: -0.2})
+    for table in (tables.study_table(study, SOURCE), *tables.task_tables(study, SOURCE)):
+        source = rendering.latex(table)
+        assert source.isascii(), sorted(set(re.findall(r"[^\x00-\x7f]", source)))
+        _check_latex(source)
+    assert rendering.latex_escape("a_b & 5% of \\x{}") == r"a\_b \& 5\% of \textbackslash{}x\{\}"
+
+
+def _check_latex(source: str) -> None:
+    """Braces and mathematics are balanced, environments nest, every row has the columns that its tabular declares."""
+    bare = re.sub(r"\\[\\&%$#_{}]", "", source)
+    assert "#" not in bare and "%" not in bare
+    depth = 0
+    for character in bare:
+        depth += (character == "{") - (character == "}")
+        assert depth >= 0
+    assert depth == 0
+    assert bare.count("$") % 2 == 0
+    outside = re.sub(r"\$[^$]*\$", "", bare)
+    assert "_" not in outside and "^" not in outside
+    stack = []
+    for kind, name in re.findall(r"\\(begin|end)\{([a-z*]+)\}", source):
+        if kind == "begin":
+            stack.append(name)
+        else:
+            assert stack.pop() == name
+    assert not stack
+    for columns, body in re.findall(r"\\begin\{tabular\}\{(l r*|lr*)\}(.*?)\\end\{tabular\}", source, flags=re.DOTALL):
+        rows = [line for line in body.splitlines() if line.endswith((r"\\", r"\\[2pt]"))]
+        assert len(rows) > 2
+        for row in rows:
+            assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
+
+
+def test_best_is_marked_only_where_something_is_told_from_it() -> None:
+    told = tables.study_table(_study(6, global_only=-0.3), SOURCE)
+    assert r"\textbf{" in rendering.latex(told) and "‡" in rendering.markdown(told)
+    same = tables.study_table(make_study(make_plan(ARMS, 6), noise=0.0), SOURCE)
+    assert r"\textbf{" not in rendering.latex(same)
+
+
+def test_csv_leads_to_the_runs() -> None:
+    study = _study()
+    table = tables.study_table(study, SOURCE)
+    frame = pd.read_csv(io.StringIO(rendering.csv_frame(table).to_csv(index=False)))
+    assert len(frame) == len(table.rows) * len(table.metrics)
+    row = frame[(frame["arm"] == "no lateral view") & (frame["metric"] == PRIMARY)].iloc[0]
+    assert row["run_ids"].split() == list(study.run_ids(PRIMARY)["no lateral view"])
+    assert row["reference_run_ids"].split() == list(study.run_ids(PRIMARY)["full"])
+    scores = study.scores(PRIMARY)
+    assert row["mean"] == pytest.approx(scores["no lateral view"].mean())
+    assert row["difference"] == pytest.approx((scores["no lateral view"] - scores["full"]).mean())
+    assert row["n"] == 6 and row["n_pairs"] == 6
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_terminal_fits(width: int) -> None:
+    shown = _terminal(tables.study_table(make_study(make_plan(num_seeds=6)), SOURCE), width)
+    assert max(len(line) for line in shown.splitlines()) <= width
+    assert "…" not in shown
+    for arm in make_plan().arms:
+        assert arm in shown
+
+
+def test_one_seed_and_one_arm_work() -> None:
+    for arms, seeds in (((*ARMS,), 1), (("full",), 6)):
+        table = tables.study_table(make_study(make_plan(arms, seeds)), SOURCE)
+        for render in (rendering.markdown, rendering.latex, rendering.csv_frame):
+            assert "nan" not in str(render(table)).lower() or render is rendering.csv_frame
+        assert _terminal(table, 100)
+
+
+def test_tables_of_a_thousand_runs() -> None:
+    plan = make_plan(tuple(f"arm {number}" for number in range(100)), 10)
+    arms, seeds = np.meshgrid(np.arange(100), np.arange(10), indexing="ij")
+    runs = pd.DataFrame({"arm": np.array(plan.arms)[arms.ravel()], "seed": seeds.ravel()})
+    runs = runs.assign(run_id=[f"{number:032x}" for number in range(1000)], state="finished", key="", reason=None,
+                       withheld=None, source_fingerprint=SOURCE, data_fingerprint="d", data_name="n", start_time=0)
+    keys = [metric.key for metric in registry.METRICS.values()]
+    numbers = pd.DataFrame({"run_id": np.repeat(runs["run_id"].to_numpy(), len(keys)), "metric": keys * len(runs),
+                            "value": np.random.default_rng(0).uniform(size=len(keys) * len(runs))})
+    table = tables.study_table(assemble(plan, runs, numbers, SOURCE), SOURCE)
+    assert [row.arm for row in table.rows] == [*plan.arms, "chance"]
+
+
+def test_analysis_imports_neither_torch_nor_ray() -> None:
+    code = ("import sys; import analysis.results, analysis.figures, analysis.pictures; "
+            "print(sorted({'torch', 'ray', 'timm', 'transformers'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
