@@ -142,6 +142,11 @@ def data_inspect(path: Annotated[Path, typer.Argument(help="A data root or a pre
     from medst.data.inspect import inspect
 
     typer.echo(inspect(path), nl=False)
+    if (path / "truth").is_dir():
+        from medst.data.phantom.marginals import marginals
+
+        typer.echo("\nThe phantom beside what is published of MIMIC-CXR (nan: nothing is)")
+        typer.echo(marginals(path).to_string(index=False, float_format="{:.3f}".format))
     found = find_store(path)
     if found is None:
         typer.echo(f"\nHow hard the findings are shows once the images are decoded: medst data prepare --data {path}")
@@ -173,9 +178,9 @@ def data_contact_sheet(
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("contact_sheet.png"),
 ) -> None:
     """Draw a dozen patients over time, both views, with the report text."""
-    from medst.data.phantom.contact_sheet import draw_contact_sheet
+    from medst.data.phantom.contact_sheet import contact_sheet
 
-    draw_contact_sheet(path, out)
+    contact_sheet(path, out)
     typer.echo(f"The contact sheet is {out}.")
 
 

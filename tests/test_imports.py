@@ -26,7 +26,9 @@ FEW_ROOMS = {
 THIRD_PARTY = {
     "config": {"pydantic", "yaml"},
     "records": {"numpy", "pandas"},
-    "data": {"filelock", "numpy", "pandas", "PIL", "pyarrow", "pydantic", "pydicom", "tokenizers", "torch"},
+    "data": {
+        "filelock", "matplotlib", "numpy", "pandas", "PIL", "pyarrow", "pydantic", "pydicom", "tokenizers", "torch",
+    },
     "model": {"numpy", "pydantic", "safetensors", "timm", "torch", "transformers"},
     "objectives": {"torch"},
     "training": {"numpy", "torch"},
