@@ -380,7 +380,7 @@ def _airspace(builder: _Builder, number: int, finding: Finding, lung: int, lungs
         top = lungs.dome_top[LEFT]
         anchors = np.array([[4.3, 5.8, top + 0.6 + 1.2 * place[2]]])
         spread, size, fill, thickness = 2.2 + 0.9 * severity, 1.5 + 0.5 * severity, 0.25 + 0.7 * severity, 8.0
-        flatten = np.array([1.5, 0.5, 0.95])
+        flatten = np.array([1.5, 0.36, 0.95])
     else:
         height = {"upper": 0.46, "middle": 0.0, "lower": -0.46}[finding.zone] + 0.10 * place[2]
         back = {"upper": 0.0, "middle": -0.45, "lower": 0.35}[finding.zone] + 0.15 * place[1]

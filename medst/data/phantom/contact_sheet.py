@@ -35,30 +35,30 @@ def contact_sheet(root: Path, path_png: Path, num_patients: int = 12) -> Path:
     patients = _choose(studies, num_patients)
     columns = 3
     rows = -(-len(patients) // columns)
-    figure = Figure(figsize=(columns * 11.2, rows * 6.4), dpi=72, facecolor="white")
+    figure = Figure(figsize=(columns * 9.6, rows * 8.2), dpi=80, facecolor="white")
     for position, subject in enumerate(patients):
         part = figure.add_gridspec(
-            1, 1, left=(position % columns) / columns + 0.004, right=(position % columns + 1) / columns - 0.004,
-            top=1 - (position // columns) / rows - 0.004, bottom=1 - (position // columns + 1) / rows + 0.004)
-        grid = part[0].subgridspec(3, _STUDIES_SHOWN, height_ratios=(1, 1, 0.55), hspace=0.02, wspace=0.02)
+            1, 1, left=(position % columns) / columns + 0.006, right=(position % columns + 1) / columns - 0.006,
+            top=1 - (position // columns) / rows - 0.014, bottom=1 - (position // columns + 1) / rows + 0.006)
+        grid = part[0].subgridspec(3, _STUDIES_SHOWN, height_ratios=(1, 1, 1.05), hspace=0.06, wspace=0.03)
         visits = studies[studies["subject_id"] == subject].sort_values("time").tail(_STUDIES_SHOWN)
         start = visits["time"].iloc[0]
-        for column, visit in enumerate(visits.itertuples()):
-            images = metadata[metadata["study_id"] == visit.study_id]
+        for column, visit in enumerate(visits.to_dict("records")):
+            images = metadata[metadata["study_id"] == visit["study_id"]]
             for row, views in enumerate((("AP", "PA"), ("LL", "LATERAL"))):
                 axis = figure.add_subplot(grid[row, column])
                 axis.axis("off")
-                shown = images[images["ViewPosition"].isin(views)].head(1)
-                for image in shown.itertuples():
-                    path = _image_path(root, image.subject_id, image.study_id, image.dicom_id)
+                for image in images[images["ViewPosition"].isin(views)].head(1).to_dict("records"):
+                    path = _image_path(root, subject, visit["study_id"], image["dicom_id"])
                     axis.imshow(np.asarray(Image.open(path)), cmap="gray", vmin=0, vmax=255)
-                    for box in findings[findings["dicom_id"] == image.dicom_id].dropna(subset="x").itertuples():
-                        axis.add_patch(Rectangle((box.x - 0.5, box.y - 0.5), box.w, box.h, fill=False,
-                                                 edgecolor=_COLOURS[box.finding], linewidth=0.8))
-                    axis.set_title(f"{image.ViewPosition}, day {(visit.time - start).days}", fontsize=9, pad=2)
+                    boxes = findings[findings["dicom_id"] == image["dicom_id"]].dropna(subset=["x"])
+                    for box in boxes.to_dict("records"):
+                        axis.add_patch(Rectangle((box["x"] - 0.5, box["y"] - 0.5), box["w"], box["h"], fill=False,
+                                                 edgecolor=_COLOURS[box["finding"]], linewidth=0.8))
+                    axis.set_title(f"{image['ViewPosition']}, day {(visit['time'] - start).days}", fontsize=9, pad=2)
             axis = figure.add_subplot(grid[2, column])
             axis.axis("off")
-            axis.text(0, 1, _report(root, subject, visit.study_id), fontsize=6.5, va="top", family="monospace",
+            axis.text(0, 1, _report(root, subject, visit["study_id"]), fontsize=6.2, va="top", family="monospace",
                       transform=axis.transAxes)
     for number, (name, colour) in enumerate(_COLOURS.items()):
         figure.text(0.01 + 0.07 * number, 0.001, name.replace("_", " "), color=colour, fontsize=11)
@@ -92,4 +92,4 @@ def _image_path(root: Path, subject_id: int, study_id: int, dicom_id: str) -> Pa
 def _report(root: Path, subject_id: int, study_id: int) -> str:
     path = root / "mimic-cxr" / "files" / f"p{str(subject_id)[:2]}" / f"p{subject_id}" / f"s{study_id}.txt"
     words = " ".join(path.read_text(encoding="utf-8").replace("FINAL REPORT", "").split())
-    return "\n".join(textwrap.wrap(words, 50)[:15])
+    return "\n".join(textwrap.wrap(words, 43)[:29])

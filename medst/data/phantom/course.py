@@ -148,7 +148,7 @@ def draw_patient(config: PhantomConfig, split: Literal["train", "validate", "tes
     has_failure = bool(rng.random() < (0.42 if is_inpatient else 0.18))
     tracks = _draw_tracks(config, num_studies, is_inpatient, has_failure, rng)
     base_heart = float(np.clip(rng.normal(0.455 + 0.065 * has_failure, 0.03), 0.38, 0.62))
-    device_draws = {kind: float(rng.random()) for kind in _DEVICES}
+    device_draws: dict[str, float] = {kind: float(rng.random()) for kind in _DEVICES}
     device_sides: dict[str, Side] = {kind: "left" if rng.random() < 0.3 else "right" for kind in _DEVICES}
     correlation = config.test_device_correlation if split == "test" else config.device_correlation
     time = datetime(2110, 1, 1) + timedelta(days=int(rng.integers(0, 80 * 365)), seconds=int(rng.integers(0, 86_400)))

@@ -334,6 +334,8 @@ def _transfer(num_rows: int, num_columns: int, sigma: float) -> Image:
 
 def flatten(integrals: LineIntegrals) -> Image:
     """The sum of anatomy and layers, each layer with its own blur."""
+    if not integrals.layers:
+        return integrals.anatomy
     shape = integrals.anatomy.shape
     spectrum = sum(np.fft.rfft2(layer) * _transfer(*shape, sigma) for layer, sigma in integrals.layers)
     return integrals.anatomy + np.fft.irfft2(spectrum, s=shape).astype(np.float32)

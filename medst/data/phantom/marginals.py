@@ -46,7 +46,7 @@ def marginals(out: Path) -> pd.DataFrame:
     train = split.loc[split["split"] == "train", "study_id"].unique()
     lengths = labels[labels["study_id"].isin(train)].groupby("subject_id").size()
     views = metadata["ViewPosition"].value_counts()
-    has_lateral = metadata.groupby("study_id")["ViewPosition"].agg(lambda view: view.isin(["LL", "LATERAL"]).any())
+    has_lateral = metadata["ViewPosition"].isin(["LL", "LATERAL"]).groupby(metadata["study_id"]).any()
     values = {
         "studies per patient": float(lengths.mean()),
         "images per study": len(metadata) / len(labels),

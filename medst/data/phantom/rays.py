@@ -98,18 +98,18 @@ def intersect(ellipsoids_centre: Floats, ellipsoids_shape: Floats, source: float
     columns = _shadow(dual[:, 0, 0], dual[:, 0, 2], dual[:, 2, 2], rays.x)
     rows = _shadow(dual[:, 1, 1], dual[:, 1, 2], dual[:, 2, 2], rays.y[::-1])
     num_rows = len(rays.y)
-    form_32, shape_32, pulled_32 = (array.astype(np.float32) for array in (form, shape, pulled))
+    forms, shapes, slopes = form.tolist(), shape.tolist(), pulled.tolist()
     crossings = []
     for index, ((left, right), (low, high)) in enumerate(zip(columns, rows, strict=True)):
         top, bottom = num_rows - high, num_rows - low
         x, y = rays.x[None, left:right], rays.y[top:bottom, None]
-        root = _quadratic(form_32[index], x, y)
+        root = _quadratic(forms[index], x, y)
         np.maximum(root, 0, out=root)
         np.sqrt(root, out=root)
-        speed = _quadratic(shape_32[index], x, y)
+        speed = _quadratic(shapes[index], x, y)
         np.reciprocal(speed, out=speed)
         root *= speed
-        b_x, b_y, b_1 = pulled_32[index]
+        b_x, b_y, b_1 = slopes[index]
         middle = b_x * x + (b_y * y + b_1)
         middle *= speed
         crossings.append(Crossing(top, left, middle - root, middle + root))
@@ -125,12 +125,12 @@ def _shadow(square: Floats, mixed: Floats, scale: Floats, coordinates: Image) ->
     return list(zip(first.tolist(), last.tolist(), strict=True))
 
 
-def _quadratic(form: Image, x: Image, y: Image) -> Image:
-    """d.Fd for d = (x, y, 1): (3, 3) symmetric, (1, c), (r, 1) -> (r, c)."""
-    value = (2 * form[0, 1] * y) * x
-    value += form[0, 0] * x**2 + 2 * form[0, 2] * x
-    value += form[1, 1] * y**2 + 2 * form[1, 2] * y + form[2, 2]
-    return np.asarray(value, dtype=np.float32)
+def _quadratic(form: Sequence[Sequence[float]], x: Image, y: Image) -> Image:
+    """d.Fd for d = (x, y, 1): symmetric 3 x 3, (1, c), (r, 1) -> (r, c)."""
+    value = (2 * form[0][1] * y) * x
+    value += (form[0][0] * x + 2 * form[0][2]) * x
+    value += (form[1][1] * y + 2 * form[1][2]) * y + form[2][2]
+    return value
 
 
 def meet(first: Crossing, second: Crossing) -> Crossing | None:
