@@ -36,6 +36,8 @@ class Pairs:
 
     study: np.ndarray
     """(n,) row of the store's studies."""
+    caption: np.ndarray
+    """(n,) number of the study among those that were selected."""
     patient: np.ndarray
     """(n,) number of the patient; equal numbers stand together."""
     frontal: np.ndarray
@@ -104,11 +106,11 @@ def plan_epoch(windows: np.ndarray, singles: np.ndarray, pairs_per_batch: int, n
         num_singles = pairs_per_batch - own.size
         own_singles = pool[num_taken:num_taken + num_singles]
         num_taken += num_singles
-        rows = np.concatenate([own.ravel(), own_singles])
-        # The order in which a data set would have yielded the batch's windows and singles, before collation.
+        # Windows and singles come mixed from the data set; collation puts the windows first, each kind in its order.
         units = [*own, *own_singles[:, None]]
-        yielded = np.concatenate([units[unit] for unit in rng.permutation(len(units))])
-        batches.append(PlannedBatch(rows, yielded, np.arange(own.size).reshape(-1, length)))
+        mixed = [units[unit] for unit in rng.permutation(len(units))]
+        rows = np.concatenate(sorted(mixed, key=lambda unit: len(unit) == 1))
+        batches.append(PlannedBatch(rows, np.concatenate(mixed), np.arange(own.size).reshape(-1, length)))
     return batches
 
 
@@ -132,7 +134,7 @@ class TrainLoader:
         if self._num_batches == 0:
             raise LoaderError(f"{store.path}: {self.num_pairs} training pairs do not fill one batch of "
                               f"training.pairs_per_batch={pairs_per_batch}; lower it, or raise data.train_fraction")
-        self._captions = _encode(self._mimic, tokenizer, config)
+        self._captions = _encode(self._mimic, kept_studies, tokenizer, config)
 
     def __len__(self) -> int:
         return self._num_batches
@@ -200,7 +202,7 @@ class EvalLoader:
         self.pairs = select_pairs(self._mimic, rows, config, is_training=False)
         self.num_pairs = len(self.pairs)
         self._plans = _plan_in_order(self.pairs, config.data.sequence_length, config.training.pairs_per_batch)
-        self._captions = _encode(self._mimic, tokenizer, config)
+        self._captions = _encode(self._mimic, rows, tokenizer, config)
 
     def __len__(self) -> int:
         return len(self._plans)
@@ -241,8 +243,8 @@ def select_pairs(mimic: MimicStore, studies: np.ndarray, config: Config, is_trai
         frontal_view = mimic.views["view"].map(_VIEW_CODE).to_numpy()[frontal]
     lateral_view = np.where(lateral >= 0, table["lateral_view"].map(_VIEW_CODE), -1).astype(np.int64)
     _, patient = np.unique(table["subject_id"].to_numpy(dtype=object), return_inverse=True)
-    return Pairs(study=studies[number], patient=patient[number], frontal=frontal, frontal_view=frontal_view,
-                 lateral=lateral[number], lateral_view=lateral_view[number])
+    return Pairs(study=studies[number], caption=number, patient=patient[number], frontal=frontal,
+                 frontal_view=frontal_view, lateral=lateral[number], lateral_view=lateral_view[number])
 
 
 def crop(images: np.ndarray, corners: np.ndarray, size: int) -> Tensor:
@@ -305,9 +307,9 @@ def _plan_in_order(pairs: Pairs, sequence_length: int, pairs_per_batch: int) -> 
     return plans
 
 
-def _encode(mimic: MimicStore, tokenizer: Tokenizer, config: Config) -> CaptionArrays:
-    """Captions of all studies of the store; the row is the study."""
-    captions = mimic.studies[f"report_{config.data.report_text}"].to_list()
+def _encode(mimic: MimicStore, studies: np.ndarray, tokenizer: Tokenizer, config: Config) -> CaptionArrays:
+    """Captions of the studies, in their order."""
+    captions = mimic.studies[f"report_{config.data.report_text}"].iloc[studies].to_list()
     return tokenizer.encode_captions(captions, config.data.caption_tokens)
 
 
@@ -324,7 +326,7 @@ def _batch(pairs: Pairs, rows: np.ndarray, lateral_rows: np.ndarray, sequences: 
     """Put a batch together; `lateral_rows` names the pair whose lateral each row meets."""
     study = pairs.study[rows]
     has_lateral = pairs.lateral[lateral_rows] >= 0
-    encoded = captions.batch(study)
+    encoded = captions.batch(pairs.caption[rows])
 
     def tensor(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(device, non_blocking=True)

@@ -8,6 +8,7 @@ Legend: N images, S side of the square images.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -134,7 +135,9 @@ def prepare(data: DataConfig, num_workers: int = 1, progress: Callable[[int, int
             if not path.is_dir() or _staleness(path, data) is not None:
                 _replace(path, data, num_workers, progress)
             return _open(path)
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
+            raise
         raise StoreError(f"{path}: the store cannot be written ({error}); set data.store to another folder") from None
 
 
