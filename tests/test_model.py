@@ -12,9 +12,20 @@ import pytest
 import reference
 import timm
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from model_samples import AP, LATERAL, LL, PA, SIZES, VOCABULARY_SIZE, objective_of, small_batch, small_config, small_model
+from model_samples import (
+    AP,
+    LATERAL,
+    LL,
+    PA,
+    SIZES,
+    VOCABULARY_SIZE,
+    objective_of,
+    small_batch,
+    small_config,
+    small_model,
+)
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel

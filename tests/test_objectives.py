@@ -160,7 +160,7 @@ def test_padding_columns_and_absent_patches_change_nothing() -> None:
 def test_a_temperature_that_overflows_is_refused() -> None:
     words, patches = unit_vectors(1, 2, 3), unit_vectors(1, 2, 3)
     mask = torch.ones(1, 2, dtype=torch.bool)
-    with pytest.raises(ValueError, match="0.0125"):
+    with pytest.raises(ValueError, match=r"0\.0125"):
         local_alignment(words, patches, mask, mask, None, None, temperature=0.001, padding_counts=False,
                         normalise_patch_context=True)
     lowest = local_alignment(words.float(), words.float(), mask, mask, None, None, temperature=0.0125,
