@@ -102,8 +102,8 @@ def build(root: Path, folder: Path, image_size: int, num_workers: int, progress:
     mimic = read_mimic_cxr(root, references) if "mimic-cxr-jpg" in present else None
     steps: list[tuple[str, int]] = []
     if mimic is not None:
-        studies = with_captions(mimic.studies)
-        steps = [*mimic.steps, *studies.attrs["steps"]]
+        studies, caption_steps = with_captions(mimic.studies)
+        steps = [*mimic.steps, *caption_steps]
         needed = _needed_images(mimic, studies, references)
         work.num_images += len(needed)
     for other in (rsna, covidx):
@@ -159,17 +159,23 @@ def _referenced_images(ms_cxr_t: MsCxrT | None, ms_cxr: MsCxr | None) -> frozens
     return frozenset(ids)
 
 
-def with_captions(studies: pd.DataFrame) -> pd.DataFrame:
-    """Studies with a caption in both behaviours (so that both see the same pairs); steps in `attrs`."""
+def with_captions(studies: pd.DataFrame) -> tuple[pd.DataFrame, list[tuple[str, int]]]:
+    """Cut the captions out of the reports, in both behaviours.
+
+    Args:
+        studies: as the reader gives them, with `report`.
+
+    Returns:
+        The studies that have a caption in both behaviours (so that both see the same pairs), with report_released and
+        report_corrected in place of `report`; and what remained after each step.
+    """
     with_text = studies[studies["report"].notna()]
     sections = [extract_sections(text) for text in with_text["report"]]
-    kept = with_text.drop(columns="report").assign(**{
-        f"report_{behaviour}": pd.Series([caption(own, behaviour) for own in sections], with_text.index, dtype="str")
-        for behaviour in _BEHAVIOURS})
-    kept = kept.dropna(subset=[f"report_{behaviour}" for behaviour in _BEHAVIOURS]).reset_index(drop=True)
-    kept.attrs["steps"] = [("studies with a report", len(with_text)),
-                           ("studies with a caption left after cleaning", len(kept))]
-    return kept
+    captions = {f"report_{behaviour}": [caption(own, behaviour) for own in sections] for behaviour in _BEHAVIOURS}
+    kept = with_text.drop(columns="report").assign(
+        **{name: pd.Series(texts, with_text.index, dtype="str") for name, texts in captions.items()})
+    kept = kept.dropna(subset=list(captions)).reset_index(drop=True)
+    return kept, [("studies with a report", len(with_text)), ("studies with a caption left after cleaning", len(kept))]
 
 
 def _needed_images(mimic: MimicCxr, studies: pd.DataFrame, references: frozenset[str]) -> pd.DataFrame:

@@ -75,8 +75,8 @@ def _inspect_root(root: Path) -> str:
     problems: list[tuple[str, str, str]] = []
     if "mimic-cxr-jpg" in present:
         mimic = read_mimic_cxr(root)
-        studies = with_captions(mimic.studies)
-        lines += _steps([*mimic.steps, *studies.attrs["steps"]])
+        studies, caption_steps = with_captions(mimic.studies)
+        lines += _steps([*mimic.steps, *caption_steps])
         images = mimic.images.assign(image=np.arange(len(mimic.images)))
         studies = studies.merge(group_views(images), on="study_id", how="inner")
         lines += _describe_studies(studies.assign(has_lateral=studies["lateral"] >= 0), mimic.images["view"])
