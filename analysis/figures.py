@@ -37,7 +37,9 @@ def forest(study: Study) -> Picture:
     plan = study.plan
     metric = registry.describe(plan.primary)
     scores = study.scores(plan.primary)
-    arms = [arm for arm in plan.arms if arm != plan.reference]
+    # An untrained arm lies so far off that the others would be dots on one line.
+    floors = [arm for arm in plan.arms if plan.assignments.get(arm, {}).get("training.epochs") == 0]
+    arms = [arm for arm in plan.arms if arm != plan.reference and arm not in floors]
     reference = scores[plan.reference].to_numpy()
     with style():
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 0.75 + 0.19 * len(arms)))
@@ -62,9 +64,11 @@ def forest(study: Study) -> Picture:
         axes.set_axisbelow(True)
         axes.set_xlabel(f"Difference to {plan.reference} ({metric.unit})\n{broken(metric.name, 40)}\n"
                         + ("worse ←   → better" if metric.is_higher_better else "better ←   → worse"))
+    hidden = f" Not shown: {', '.join(floors)}." if floors else ""
     return Picture(f"forest_{plan.name}", figure,
                    f"{_head(study)} Paired differences to '{plan.reference}' in {metric.name}. Dot and bar: mean and "
-                   f"95 % t interval over seeds; ticks: single seeds. {_counts(study, plan.primary)}", plan.name)
+                   f"95 % t interval over seeds; ticks: single seeds."
+                   f"{hidden} {_counts(study, plan.primary)}", plan.name)
 
 
 def lambda_surface(study: Study) -> Picture | None:

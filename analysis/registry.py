@@ -79,6 +79,10 @@ def _zero_shot() -> list[Metric]:
         metrics += [Metric(f"test/{task}/{prefix}{finding}/auroc", f"{head}, {finding_name(finding)}",
                            f"{short}{finding_name(finding).capitalize()}", task, panel, finding_name(finding),
                            chance=0.5) for finding in FINDINGS]
+    metrics += [Metric(f"test/{task}/lateral_only/{finding}/auroc",
+                       f"Two-view zero-shot AUROC, {finding_name(finding)} visible on the lateral only",
+                       f"Lateral-only {finding_name(finding)}", task, "Findings visible on the lateral only, AUROC",
+                       finding_name(finding), chance=0.5) for finding in FINDINGS]
     return metrics
 
 
@@ -175,21 +179,32 @@ def _grounding() -> list[Metric]:
 
 def _direction() -> list[Metric]:
     task = "direction"
-    parts = (("change/mean/auroc", "change in the images, AUROC", "Direction", "change, AUROC"),
-             ("words/mean/auroc", "words of change, AUROC", "Direction words", "words, AUROC"),
-             ("reports/accuracy", "images follow their reports, accuracy", "Direction reports", "reports, accuracy"),
-             ("order/auroc", "common drift of the images, AUROC", "Direction drift", "drift, AUROC"))
-    return [Metric(f"test/{task}/{part}", f"Direction of time, {name}", short, task, "", column, protocol="corrected",
-                   chance=0.5, component="FMC, RMR, curriculum" if part.startswith("change") else "")
-            for part, name, short, column in parts]
+    metrics = []
+    kinds = (("change", "change in the images", "Direction"), ("words", "words of change", "Direction words"))
+    for kind, name, short in kinds:
+        for part in ("mean", *FINDINGS):
+            is_mean = part == "mean"
+            metrics.append(Metric(
+                f"test/{task}/{kind}/{part}/auroc",
+                f"Direction of time, {name}, AUROC, {'mean of five findings' if is_mean else finding_name(part)}",
+                short if is_mean else f"{short} {finding_name(part)}", task, f"{name[0].upper()}{name[1:]}, AUROC",
+                finding_name(part), protocol="corrected", chance=0.5,
+                component="FMC, RMR, curriculum" if is_mean and kind == "change" else ""))
+    return [
+        *metrics,
+        Metric(f"test/{task}/reports/accuracy", "Direction of time, images follow their reports, accuracy",
+               "Direction reports", task, "Whole sequences", "reports, accuracy", protocol="corrected", chance=0.5),
+        Metric(f"test/{task}/order/auroc", "Direction of time, common drift of the images, AUROC", "Direction drift",
+               task, "Whole sequences", "drift, AUROC", protocol="corrected", chance=0.5),
+    ]
 
 
 def _cost() -> list[Metric]:
     return [
         Metric("facts/parameters", "Parameters", "Params", "cost", unit="millions", scale=1e-6, digits=2,
                is_higher_better=False),
-        Metric("facts/flops_per_pair", "Floating point operations of one pair, forward and backward", "GFLOPs/pair",
-               "cost", unit="GFLOPs", scale=1e-9, digits=2, is_higher_better=False),
+        Metric("facts/flops_two_view", "Floating point operations of a two-view pair, forward", "GFLOPs", "cost",
+               unit="GFLOPs", scale=1e-9, digits=3, is_higher_better=False),
     ]
 
 
@@ -228,7 +243,7 @@ COMPONENT_PRIMARIES: tuple[Metric, ...] = tuple(METRICS[key] for key in (
 FLOORS = {"pixel_baseline": "pixel differences"}
 """Floor, tracked under `test/<floor>/<task>/...` -> name of its row: what a trained model must beat."""
 
-COST = ("facts/parameters", "facts/flops_per_pair")
+COST = ("facts/parameters", "facts/flops_two_view")
 
 
 def describe(key: str) -> Metric:

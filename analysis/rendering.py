@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 from rich.console import Console, Group, RenderableType
@@ -100,6 +101,29 @@ def _two_lines(row: Row, metric: Metric, mark: Callable[[str, Cell], str]) -> tu
     return first, difference(cell.difference, metric)
 
 
+def _difference_line(row: Row, metrics: Sequence[Metric]) -> list[str]:
+    """The paired difference with its half width; the level where there is no difference to show."""
+    line = [row.arm]
+    for metric in metrics:
+        paired = row.cells[metric.key].difference
+        if paired is None:
+            line.append(score(row.cells[metric.key].interval, metric))
+            continue
+        mean = number(paired.mean, metric, signed=True)
+        line.append(f"{mean} ± {number(paired.interval.half_width, metric)}" if paired.n > 1 else mean)
+    return line
+
+
+VERDICT_TITLE = "What was expected before any result, and what the 95 % interval of the difference says (unadjusted)"
+
+
+def _verdict_lines(table: ResultTable) -> list[list[str]]:
+    """Heads, then one line an expectation."""
+    return [["Arm", "Outcome", "Expected", "Difference", "Reading"], *[
+        [verdict.arm, verdict.metric.short, verdict.expected, difference(verdict.difference, verdict.metric),
+         verdict.reading] for verdict in table.verdicts]]
+
+
 # Markdown
 
 
@@ -118,6 +142,10 @@ def markdown(table: ResultTable) -> str:
                 cells = [row.arm, *("<br>".join(filter(None, pair)) for pair in pairs)]
             lines.append("| " + " | ".join([_markdown_escape(cells[0]), *cells[1:]]) + " |")
         parts += ([f"**{_markdown_escape(panel.title)}**"] if panel.title else []) + ["\n".join(lines)]
+    if table.verdicts:
+        heads, *verdicts = [[_markdown_escape(cell) for cell in line] for line in _verdict_lines(table)]
+        lines = [f"| {' | '.join(line)} |" for line in (heads, [":--"] * len(heads), *verdicts)]
+        parts += [f"**{VERDICT_TITLE}**", "\n".join(lines)]
     parts.append(_markdown_escape(" ".join(table.caption)))
     return "\n\n".join(parts) + "\n"
 
@@ -132,31 +160,64 @@ def _markdown_escape(text: str) -> str:
 
 # LaTeX
 
+MAX_LINES = 62
+"""Lines of one float that leave room for its caption on a page."""
+
 
 def latex(table: ResultTable) -> str:
-    """A `table*` with booktabs rules; needs only \\usepackage{booktabs}, UTF-8 input and the label in the text."""
-    lines = [r"\begin{table*}[t]", r"\centering\footnotesize\setlength{\tabcolsep}{3.5pt}"]
-    caption = " ".join([f"{table.title.rstrip('.?')}{'?' if table.title.endswith('?') else '.'}",
-                        *table.warnings, *table.caption])
-    lines.append(rf"\caption{{{latex_escape(caption)}}}\label{{tab:{_label(table.name)}}}")
-    for panel in table.panels:
-        heads = _heads(table, panel)
-        if panel.title:
-            lines.append(rf"\par\smallskip\textit{{{latex_escape(panel.title)}}}\par\smallskip")
-        lines += [rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule",
-                  " & ".join(latex_escape(head) for head in heads) + r" \\", r"\midrule"]
-        for row in table.rows:
-            if panel.is_detailed:
-                first, second = _detailed_line(table, panel, row, _latex_mark), []
-            else:
-                pairs = [_two_lines(row, metric, _latex_mark) for metric in panel.metrics]
-                first = [row.arm, *(pair[0] for pair in pairs)]
-                second = ["", *(pair[1] for pair in pairs)]
-            lines.append(" & ".join(_latex_cell(text) for text in first) + r" \\")
-            if any(second):
-                small = [rf"{{\scriptsize {_latex_cell(text)}}}" if text else "" for text in second]
-                lines.append(" & ".join(small) + r" \\[2pt]")
-        lines += [r"\bottomrule", r"\end{tabular}"]
+    """`table*` floats with booktabs rules; they need \\usepackage{booktabs} and nothing else.
+
+    A panel of several outcomes is a grid of levels above a grid of paired differences, since both do not fit beside
+    each other. Grids that do not fit on one page go on in another float.
+    """
+    grids = [grid for panel in table.panels for grid in _latex_grids(table, panel)]
+    if table.verdicts:
+        grids.append(_LatexGrid(VERDICT_TITLE, "lllrl", [[_latex_cell(cell) for cell in line]
+                                                         for line in _verdict_lines(table)]))
+    pages: list[list[_LatexGrid]] = [[]]
+    for grid in grids:
+        if pages[-1] and sum(len(other.lines) for other in pages[-1]) + len(grid.lines) > MAX_LINES:
+            pages.append([])
+        pages[-1].append(grid)
+    end = "" if table.title.endswith(("?", ".")) else "."
+    captions = [" ".join([f"{table.title}{end}", *table.warnings, *table.caption]),
+                *[f"{table.title}{end} Continued."] * (len(pages) - 1)]
+    return "\n".join(_latex_float(page, caption, _label(table.name) if number == 0 else "")
+                     for number, (page, caption) in enumerate(zip(pages, captions, strict=True)))
+
+
+@dataclass(frozen=True)
+class _LatexGrid:
+    title: str
+    columns: str
+    lines: list[list[str]]
+    """Heads first; escaped."""
+
+
+def _latex_grids(table: ResultTable, panel: Panel) -> Iterator[_LatexGrid]:
+    heads = [latex_escape(head) for head in _heads(table, panel)]
+    columns = "l" + "r" * (len(heads) - 1)
+    if panel.is_detailed:
+        yield _LatexGrid(panel.title, columns, [heads, *[
+            [_latex_cell(text) for text in _detailed_line(table, panel, row, _latex_mark)] for row in table.rows]])
+        return
+    levels = [[row.arm, *[_two_lines(row, metric, _latex_mark)[0] for metric in panel.metrics]] for row in table.rows]
+    yield _LatexGrid(panel.title, columns, [heads, *[[_latex_cell(text) for text in line] for line in levels]])
+    changes = [_difference_line(row, panel.metrics) for row in table.rows
+               if any(row.cells[metric.key].difference is not None for metric in panel.metrics)]
+    if changes:
+        title = ": ".join(filter(None, (panel.title, f"paired difference to {table.reference} ± half width")))
+        yield _LatexGrid(title, columns, [heads, *[[_latex_cell(text) for text in line] for line in changes]])
+
+
+def _latex_float(grids: list[_LatexGrid], caption: str, label: str) -> str:
+    lines = [r"\begin{table*}[t]", r"\centering\scriptsize\setlength{\tabcolsep}{3.5pt}",
+             rf"\caption{{{latex_escape(caption)}}}" + (rf"\label{{tab:{label}}}" if label else "")]
+    for grid in grids:
+        heads, *body = grid.lines
+        lines += [rf"\par\smallskip\textit{{{latex_escape(grid.title)}}}\par\smallskip"] if grid.title else []
+        lines += [rf"\begin{{tabular}}{{{grid.columns}}}", r"\toprule", " & ".join(heads) + r" \\", r"\midrule",
+                  *[" & ".join(line) + r" \\" for line in body], r"\bottomrule", r"\end{tabular}"]
     return "\n".join([*lines, r"\end{table*}"]) + "\n"
 
 
@@ -227,8 +288,13 @@ def terminal(table: ResultTable, width: int) -> RenderableType:
         title = panel.title
         if not panel.is_detailed:
             title = f"{title}: level of {table.reference}, then paired differences to it, ± half width"
-        lines = [_terminal_line(table, panel, row) for row in table.rows]
+        # Marks of eight outcomes would drown the differences: they stand in the files.
+        lines = [_detailed_line(table, panel, row, _plain_mark) if panel.is_detailed
+                 else _difference_line(row, panel.metrics) for row in table.rows]
         parts += ["", *_blocks(title, _heads(table, panel), lines, [row.is_reference for row in table.rows], width)]
+    if table.verdicts:
+        heads, *lines = _verdict_lines(table)
+        parts += ["", *_blocks(VERDICT_TITLE, heads, lines, [False] * len(lines), width, (0, 1, 2, 4))]
     parts += ["", Text(" ".join(table.caption), style="dim")]
     return Group(*parts)
 
@@ -239,44 +305,31 @@ def print_terminal(table: ResultTable, console: Console | None = None) -> None:
     console.print(terminal(table, console.width))
 
 
-def _terminal_line(table: ResultTable, panel: Panel, row: Row) -> list[str]:
-    if panel.is_detailed:
-        return _detailed_line(table, panel, row, _plain_mark)
-    line = [row.arm]
-    for metric in panel.metrics:
-        cell = row.cells[metric.key]
-        paired = cell.difference
-        if paired is None:
-            text = score(cell.interval, metric)
-        else:
-            text = number(paired.mean, metric, signed=True)
-            if paired.n > 1:
-                text += f" ± {number(paired.interval.half_width, metric)}"
-        # Marks of eight outcomes would drown the differences: they stand in the files.
-        line.append(text)
-    return line
+def _blocks(title: str, heads: list[str], lines: list[list[str]], is_reference: list[bool], width: int,
+            left: Sequence[int] = (0,)) -> list[RenderableType]:
+    """The grid, cut between columns into tables of even width that fit; each repeats the first column.
 
-
-def _blocks(title: str, heads: list[str], lines: list[list[str]], is_reference: list[bool], width: int
-            ) -> list[TerminalTable]:
-    """The grid, cut between columns into tables that fit; each repeats the first column."""
+    Args:
+        left: columns that are set flush left, as texts are.
+    """
     gap = 2
     widths = [max(len(line[column]) for line in [heads, *lines]) + gap for column in range(len(heads))]
-    groups: list[list[int]] = [[]]
-    for column in range(1, len(heads)):
-        if groups[-1] and widths[0] + sum(widths[other] for other in groups[-1]) + widths[column] > width:
-            groups.append([])
-        groups[-1].append(column)
-    tables = []
-    for number_of_block, group in enumerate(groups):
-        grid = TerminalTable(title=title if number_of_block == 0 else None, title_justify="left", title_style="italic",
-                             box=None, padding=(0, gap, 0, 0), header_style="bold")
+    num_others = len(heads) - 1
+    groups: list[list[int]] = []
+    for num_groups in range(1, num_others + 1):
+        size = -(-num_others // num_groups)
+        groups = [list(range(start, min(start + size, len(heads)))) for start in range(1, len(heads), size)]
+        if max(widths[0] + sum(widths[column] for column in group) for group in groups) <= width:
+            break
+    parts: list[RenderableType] = [Text(title, style="italic")] if title else []
+    for group in groups:
+        grid = TerminalTable(box=None, padding=(0, gap, 0, 0), header_style="bold")
         for column in (0, *group):
-            grid.add_column(heads[column], justify="right" if column else "left", no_wrap=True)
+            grid.add_column(heads[column], justify="left" if column in left else "right", no_wrap=True)
         for line, is_first in zip(lines, is_reference, strict=True):
             grid.add_row(*[Text(line[column]) for column in (0, *group)], style="bold" if is_first else "")
-        tables.append(grid)
-    return tables
+        parts.append(grid)
+    return parts
 
 
 def _plain_mark(text: str, cell: Cell) -> str:

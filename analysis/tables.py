@@ -8,8 +8,8 @@ What lives here: the content of tables as plain frozen carriers. What must not: 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -59,6 +59,26 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """A registered expectation beside what was found."""
+
+    arm: str
+    metric: Metric
+    expected: str
+    difference: statistics.PairedDifference
+
+    @property
+    def reading(self) -> str:
+        """What the 95 % interval of the difference says, unadjusted."""
+        if math.isnan(self.difference.low):
+            return "too few seeds"
+        found = "lower" if self.difference.high < 0 else "higher" if self.difference.low > 0 else ""
+        if not found:
+            return "no difference shown" if self.expected == "equal" else "not shown"
+        return "as expected" if found == self.expected else f"{found}, against expectation"
+
+
+@dataclass(frozen=True)
 class ResultTable:
     name: str
     """File name without its ending."""
@@ -73,6 +93,7 @@ class ResultTable:
     warnings: tuple[str, ...]
     """What makes the table incomplete or stale; sentences, shown before the caption."""
 
+    verdicts: tuple[Verdict, ...] = ()
     is_one_task: bool = False
     """All columns belong to one task, which the title names."""
 
@@ -97,7 +118,8 @@ def study_table(study: Study, current_source: str) -> ResultTable:
     if others:
         panels.append(Panel("Secondary outcomes", others))
     title = study.plan.question or f"Study {study.plan.name}"
-    return _build(study, study.plan.name, title, tuple(panels), current_source)
+    table = _build(study, study.plan.name, title, tuple(panels), current_source)
+    return replace(table, verdicts=tuple(_verdicts(study)))
 
 
 def task_tables(study: Study, current_source: str) -> list[ResultTable]:
@@ -123,7 +145,8 @@ def _build(study: Study, name: str, title: str, panels: tuple[Panel, ...], curre
     plan = study.plan
     metrics = tuple({metric.key: metric for panel in panels for metric in panel.metrics}.values())
     floors = [floor for floor in registry.FLOORS
-              if any(registry.floor_key(metric.key, floor) in study.metrics for metric in metrics if metric.task != "cost")]
+              if any(registry.floor_key(metric.key, floor) in study.metrics for metric in metrics
+                     if metric.task != "cost")]
     columns = {metric.key: _column(study, metric, floors) for metric in metrics}
     finished = study.trials[study.trials["state"] == FINISHED].groupby("arm").size()
     for column in columns.values():
@@ -183,6 +206,14 @@ def _chance_cell(study: Study, metric: Metric) -> Cell:
     return Cell(statistics.Interval(level, math.nan, 0, math.nan), None, math.nan, math.nan, "", ())
 
 
+def _verdicts(study: Study) -> Iterator[Verdict]:
+    plan = study.plan
+    for expectation in plan.expectations:
+        scores = study.scores(expectation.metric)
+        paired = statistics.paired_difference(scores[expectation.arm].to_numpy(), scores[plan.reference].to_numpy())
+        yield Verdict(expectation.arm, registry.describe(expectation.metric), expectation.direction, paired)
+
+
 def _marks(arms: Sequence[str], table: statistics.Floats, metric: Metric) -> dict[str, Mark]:
     """Best and contenders, from 6 seeds on, and only where at least one arm is told from the best."""
     counts = (~np.isnan(table)).sum(axis=0)
@@ -211,7 +242,7 @@ def _caption(study: Study, metrics: Sequence[Metric], rows: Sequence[Row]) -> li
     data = distinct(done["data_name"], done["data_fingerprint"])
     if data:
         settings = "".join(f", {key}={value}" for key, value in plan.common.items())
-        budget = distinct(study.scores("facts/pairs_seen").stack().map("{:,.0f}".format))
+        budget = distinct(study.scores("facts/pairs_seen").stack().dropna().map("{:,.0f}".format))
         sentences.append(f"Data: {data}; configuration {', '.join(plan.base) or 'default'}{settings}; "
                          f"{f'budget {budget} pairs seen; ' if budget else ''}"
                          f"code {distinct(done['source_fingerprint'])}.")

@@ -33,6 +33,16 @@ MISSING = "missing"
 
 
 @dataclass(frozen=True)
+class Expectation:
+    """What an arm should do to a metric, against the reference."""
+
+    arm: str
+    metric: str
+    direction: str
+    """`lower`, `higher` or `equal`."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a study set out to do, as its study run tracks it."""
 
@@ -53,6 +63,8 @@ class Plan:
     """Dotted config key -> value, over the base in all arms."""
     assignments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Arm -> dotted config key -> value; only what differs from the base."""
+    expectations: tuple[Expectation, ...] = ()
+    """Registered before any result."""
     keys: frozenset[str] | None = None
     """Keys of the planned trials; None accepts any trial under the study's arms and seeds."""
 
@@ -70,6 +82,7 @@ class Plan:
             secondary=tuple(document["secondary_metrics"]), question=document["question"].strip(),
             base=tuple(document["base"]), data=document["data"], common=document["settings"],
             assignments={arm["name"]: arm["settings"] for arm in document["arms"]},
+            expectations=tuple(Expectation(**expectation) for expectation in document["expectations"]),
             keys=frozenset(trial["key"] for trial in document["trials"]),
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import registry
-from analysis.tidy import Plan, Study, assemble
+from analysis.tidy import Expectation, Plan, Study, assemble
 from medst import tracking
 from medst.config import Config, override, source_fingerprint
 from medst.records import Arrays, Facts, Metrics, Record
@@ -26,7 +26,8 @@ def make_plan(arms: tuple[str, ...] = OVERVIEW_ARMS, num_seeds: int = 3, name: s
               assignments: dict[str, dict[str, object]] | None = None) -> Plan:
     return Plan(name=name, arms=arms, reference=arms[0], primary=PRIMARY, seeds=tuple(range(num_seeds)),
                 question="What does each part of Med-ST bring?", base=("experiments/phantom_tiny.yaml",),
-                data="phantom tiny", assignments=assignments or {})
+                data="phantom tiny", assignments=assignments or {},
+                expectations=(Expectation(arms[-1], PRIMARY, "lower"),))
 
 
 def make_frames(
@@ -46,7 +47,7 @@ def make_frames(
                 shared = generator.normal(0, noise)
                 own = np.random.default_rng(zlib.crc32(f"{metric.key}{seed}{arm}".encode())).normal(0, noise)
                 if metric.task == "cost":
-                    value = (2.1e6 if "param" in metric.key else 3.2e8) * (1 + 0.3 * ("expert" in arm))
+                    value = (2.1e6 if "param" in metric.key else 3.2e7) * (1 + 0.3 * ("expert" in arm))
                 else:
                     value = 0.7 + shared + own + (effects or {}).get(arm, 0.0)
                 numbers.append({"run_id": run, "metric": metric.key, "value": value})
@@ -122,7 +123,8 @@ def fill_store(uri: str, folder: Path, plan: Plan, *, is_credentialed: bool = Fa
     tracking.ensure_study_run(uri, place.experiment, plan.name, plan.question, {
         "name": plan.name, "question": plan.question, "base": list(plan.base), "data": plan.data,
         "reference": plan.reference, "primary_metric": plan.primary, "secondary_metrics": list(plan.secondary),
-        "seeds": list(plan.seeds), "settings": {}, "expectations": [], "trials": trials,
+        "seeds": list(plan.seeds), "settings": {},
+        "expectations": [vars(entry) for entry in plan.expectations], "trials": trials,
         "arms": [{"name": arm, "settings": dict(plan.assignments.get(arm, {}))} for arm in plan.arms],
     }, is_running=False)
     for run in runs.itertuples():

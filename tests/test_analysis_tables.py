@@ -16,7 +16,7 @@ from analysis_samples import PRIMARY, SOURCE, make_frames, make_plan, make_study
 from rich.console import Console
 
 from analysis import registry, rendering, statistics, tables, text
-from analysis.tidy import Plan, Study, assemble
+from analysis.tidy import Expectation, Plan, Study, assemble
 
 ARMS = ("full", "no lateral view", "global only")
 
@@ -205,6 +205,20 @@ def test_caption_states_data_code_budget_and_seeds() -> None:
         assert fact in caption
 
 
+def test_expectations_stand_beside_what_was_found() -> None:
+    plan = make_plan(ARMS, 6)
+    wanted = [Expectation("global only", PRIMARY, direction) for direction in ("lower", "higher")]
+    wanted += [Expectation("no lateral view", PRIMARY, direction) for direction in ("lower", "equal")]
+    study = make_study(replace(plan, expectations=tuple(wanted)), noise=0.03, effects={"global only": -0.3})
+    table = tables.study_table(study, SOURCE)
+    assert [verdict.reading for verdict in table.verdicts] == [
+        "as expected", "lower, against expectation", "not shown", "no difference shown"]
+    for shown in (rendering.markdown(table), rendering.latex(table), _terminal(table, 100)):
+        assert "against expectation" in shown
+    alone = make_study(replace(make_plan(ARMS, 1), expectations=tuple(wanted[:1])))
+    assert tables.study_table(alone, SOURCE).verdicts[0].reading == "too few seeds"
+
+
 # Renderings
 
 
@@ -229,10 +243,9 @@ def test_markdown_is_a_table_a_panel() -> None:
     shown = rendering.markdown(table)
     assert shown.startswith("# What does each part of Med-ST bring?\n")
     blocks = re.findall(r"(?:^\|.*\|\n)+", shown, flags=re.MULTILINE)
-    assert len(blocks) == 2
+    assert [len(block.strip().splitlines()) - 2 for block in blocks] == [len(table.rows), len(table.rows), 1]
     for block in blocks:
         lines = block.strip().splitlines()
-        assert len(lines) == 2 + len(table.rows)
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
 
 
@@ -265,9 +278,9 @@ def _check_latex(source: str) -> None:
         else:
             assert stack.pop() == name
     assert not stack
-    for columns, body in re.findall(r"\\begin\{tabular\}\{(l r*|lr*)\}(.*?)\\end\{tabular\}", source, flags=re.DOTALL):
-        rows = [line for line in body.splitlines() if line.endswith((r"\\", r"\\[2pt]"))]
-        assert len(rows) > 2
+    for columns, body in re.findall(r"\\begin\{tabular\}\{([lr]+)\}(.*?)\\end\{tabular\}", source, flags=re.DOTALL):
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert len(rows) >= 2
         for row in rows:
             assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
 
