@@ -205,18 +205,22 @@ def test_caption_states_data_code_budget_and_seeds() -> None:
         assert fact in caption
 
 
+@pytest.mark.parametrize(("mean", "expected", "reading"), [
+    (-0.10, "lower", "as expected"), (-0.10, "higher", "lower, against expectation"),
+    (0.10, "equal", "higher, against expectation"), (-0.01, "lower", "not shown"),
+    (-0.01, "equal", "no difference shown"), (math.nan, "lower", "too few seeds"),
+])
+def test_the_interval_decides_how_an_expectation_reads(mean: float, expected: str, reading: str) -> None:
+    paired = statistics.PairedDifference(statistics.Interval(mean, 0.05, 6, 0.05), 0.0)
+    assert tables.Verdict("arm", registry.describe(PRIMARY), expected, paired).reading == reading
+
+
 def test_expectations_stand_beside_what_was_found() -> None:
-    plan = make_plan(ARMS, 6)
-    wanted = [Expectation("global only", PRIMARY, direction) for direction in ("lower", "higher")]
-    wanted += [Expectation("no lateral view", PRIMARY, direction) for direction in ("lower", "equal")]
-    study = make_study(replace(plan, expectations=tuple(wanted)), noise=0.03, effects={"global only": -0.3})
-    table = tables.study_table(study, SOURCE)
-    assert [verdict.reading for verdict in table.verdicts] == [
-        "as expected", "lower, against expectation", "not shown", "no difference shown"]
+    plan = replace(make_plan(ARMS, 6), expectations=(Expectation("global only", PRIMARY, "higher"),))
+    table = tables.study_table(make_study(plan, effects={"global only": -0.3}), SOURCE)
+    assert table.verdicts[0].difference == table.rows[2].cells[PRIMARY].difference
     for shown in (rendering.markdown(table), rendering.latex(table), _terminal(table, 100)):
-        assert "against expectation" in shown
-    alone = make_study(replace(make_plan(ARMS, 1), expectations=tuple(wanted[:1])))
-    assert tables.study_table(alone, SOURCE).verdicts[0].reading == "too few seeds"
+        assert "lower, against expectation" in shown
 
 
 # Renderings
