@@ -193,7 +193,7 @@ def load_study(path: Path, *, overrides: Mapping[str, Any] | None = None, base: 
 
 
 def _check_arm_names(file: StudyFile, assignments: Mapping[str, Settings], document: _Document) -> list[str]:
-    named = [(("reference",), file.reference)]
+    named: list[tuple[tuple[str, ...], str]] = [(("reference",), file.reference)]
     named += [(("flagged_arms", str(index)), arm) for index, arm in enumerate(file.flagged_arms)]
     named += [(("expectations", str(index)), expected.arm) for index, expected in enumerate(file.expectations)]
     problems = []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medst.config import Config, DataConfig, flatten, override, source_fingerprint, trial_key
-from medst.tracking import TrackingPlace, TrialDescription, installed_version
+from medst.tracking import TrackingPlace, TrialDescription, torch_version
 from sweeps.study import Study
 
 
@@ -53,7 +53,6 @@ def expand(study: Study, data: Mapping[StoreId, DataFacts]) -> list[Trial]:
 
     Arms of other studies that resolve to the same numbers get the same keys.
     """
-    torch_version = installed_version("torch")
     flagged = study.file.flagged_arms or (study.file.reference,)
     trials = []
     for index, seed in enumerate(study.file.seeds):
@@ -64,7 +63,7 @@ def expand(study: Study, data: Mapping[StoreId, DataFacts]) -> list[Trial]:
                 evaluation = config.evaluation.model_copy(update={"track_embeddings": True, "track_attention": True})
                 config = config.model_copy(update={"evaluation": evaluation})
             facts = data[store_id(config.data)]
-            trials.append(Trial(arm.name, seed, config, trial_key(config, facts.fingerprint, torch_version), facts))
+            trials.append(Trial(arm.name, seed, config, trial_key(config, facts.fingerprint, torch_version()), facts))
     return trials
 
 
@@ -102,7 +101,7 @@ class TrialSpec:
 def specify(trials: Sequence[Trial], *, study: str, place: TrackingPlace, project: Path, parent_run_id: str,
             environment: Mapping[str, str], is_private_tracked: bool, num_threads: int = 1) -> list[TrialSpec]:
     """The specifications of trials that are to run for `study`."""
-    torch_version, source = installed_version("torch"), source_fingerprint()
+    source = source_fingerprint()
     specs = []
     for trial in trials:
         specs.append(TrialSpec(
@@ -113,7 +112,7 @@ def specify(trials: Sequence[Trial], *, study: str, place: TrackingPlace, projec
             description={
                 "arm": trial.arm, "studies": {study: trial.arm}, "data_name": trial.data.name,
                 "source_fingerprint": source, "data_fingerprint": trial.data.fingerprint,
-                "is_credentialed": trial.data.is_credentialed, "torch_version": torch_version,
+                "is_credentialed": trial.data.is_credentialed, "torch_version": torch_version(),
                 "environment": dict(environment), "parent_run_id": parent_run_id,
                 "is_private_tracked": is_private_tracked,
             }))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from medst.tracking import (
     log_study_artifacts,
     metric_history,
     reading,
+    torch_version,
     track,
     trials,
 )
@@ -69,7 +72,7 @@ def content(place: TrackingPlace, key: str = "key") -> dict[str, Any]:
         "params": {column: row[column] for column in frame.columns if column.startswith("params.")},
         "tags": {name: row[f"tags.{name}"] for name in ("medst.state", "study.overview", "fact.store")},
         "artifacts": list_artifacts(run_id, place.uri),
-        "table": load_table(run_id, "predictions", place.uri).to_dict("list"),
+        "table": load_table(run_id, "predictions/scores", place.uri).to_dict("list"),
         "map": load_arrays(run_id, "maps", place.uri)["map"].tolist(),
         "config": load_config_of(run_id, place.uri),
     }
@@ -82,8 +85,7 @@ def test_a_trial_is_written_down_whole(place: TrackingPlace) -> None:
     assert [step for name, step, _ in found["points"] if name == "train/loss"] == list(range(1, NUM_STEPS + 1))
     assert ("test/undefined", NUM_STEPS, "nan") in found["points"]
     assert ("facts/parameters", 0, "12.0") in found["points"]
-    assert found["artifacts"] == ["arrays/maps.npz", "config.yaml", "environment.json",
-                                  "predictions/predictions.parquet"]
+    assert found["artifacts"] == ["config.yaml", "environment.json", "maps.npz", "predictions/scores.parquet"]
     assert found["params"]["params.training.epochs"] == "8.0"
     assert found["config"] == Config()
     row = load_runs(place.uri, study="overview").iloc[0]
@@ -140,9 +142,14 @@ class Assassin:
 
 
 @pytest.fixture(scope="module")
-def crash_place(tmp_path_factory: pytest.TempPathFactory) -> TrackingPlace:
-    """One store for all kills, a key for each: opening a store costs more than a trial."""
-    return fresh_place(tmp_path_factory.mktemp("killed"))
+def crash_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingPlace]:
+    """One store for all kills, a key for each: opening a store costs more than a trial. In memory where that can be:
+    every commit waits for the disk."""
+    memory = Path("/dev/shm")
+    has_memory = memory.is_dir() and os.access(memory, os.W_OK)
+    folder = Path(tempfile.mkdtemp(dir=memory)) if has_memory else tmp_path_factory.mktemp("killed")
+    yield fresh_place(folder)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
@@ -274,12 +281,12 @@ def test_private_artifacts_of_credentialed_data_stay_home(place: TrackingPlace, 
         list(track(records(), describe(key, is_credentialed=is_credentialed, is_private_tracked=is_allowed), place,
                    model_folder=tmp_path / "model"))
     frame = load_runs(place.uri).set_index("key")
-    everything = {"predictions/patients.parquet", "arrays/attention.npz", "model/weights"}
+    everything = {"patients.parquet", "attention.npz", "model/weights"}
     for key in ("switch", "phantom"):
         assert everything <= set(list_artifacts(frame.loc[key, "run_id"], place.uri))
     kept = set(list_artifacts(frame.loc["home", "run_id"], place.uri))
-    assert not everything & kept and "predictions/counts.parquet" in kept
-    assert frame.loc["home", "tags.medst.withheld"] == "predictions/patients.parquet, arrays/attention.npz, model"
+    assert not everything & kept and "counts.parquet" in kept
+    assert frame.loc["home", "tags.medst.withheld"] == "patients.parquet, attention.npz, model"
 
 
 def test_identifiers_are_taken_out_of_tracebacks() -> None:
@@ -304,7 +311,7 @@ def test_all_pages_are_read(place: TrackingPlace, monkeypatch: pytest.MonkeyPatc
 def test_a_lost_answer_to_a_create_request_leaves_one_run(place: TrackingPlace) -> None:
     experiment = ensure_experiment(place.uri, place.experiment)
     for _ in range(2):
-        client(place.uri).create_run(experiment, tags={"medst.key": "key", "medst.kind": "trial"})
+        client(place.uri).create_run(experiment, tags={"medst.key": "key", "medst.kind": "trial", **describe().tags()})
     run(place)
     assert len(load_runs(place.uri)) == 1
 
@@ -356,3 +363,9 @@ def test_the_spool_takes_off_a_torn_line(tmp_path: Path) -> None:
     again.close()
     lines = (tmp_path / "spool" / "entries.jsonl").read_text().splitlines()
     assert [json.loads(line)["number"] for line in lines] == [1, 2]
+
+
+def test_the_version_of_torch_is_known_without_importing_it() -> None:
+    import torch
+
+    assert torch_version() == torch.__version__

@@ -60,5 +60,5 @@ def fake_trial(config: Config, checkpoint_dir: Path | None) -> Iterator[Record]:
             temporary.replace(state)
             yield Checkpoint(step, state.parent)
     yield Metrics(NUM_STEPS, {"test/score": value + config.objective.lambda_local, "test/undefined": float("nan")})
-    yield Table("predictions", pd.DataFrame({"row": [0, 1], "score": [value, 1.0]}))
+    yield Table("predictions/scores", pd.DataFrame({"row": [0, 1], "score": [value, 1.0]}))
     yield Arrays("maps", {"map": np.arange(4.0)}, is_private=False)

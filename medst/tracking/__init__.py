@@ -19,7 +19,7 @@ table and figure stands. What must not: torch, Ray, anything that computes a tri
 
 from medst.tracking.connection import TrackingPlace, default_uri
 from medst.tracking.drain import drain_spools
-from medst.tracking.environment import describe_environment, installed_version
+from medst.tracking.environment import describe_environment, torch_version
 from medst.tracking.names import TrialState
 from medst.tracking.privacy import is_private_tracking_allowed
 from medst.tracking.reading import (
@@ -43,7 +43,6 @@ __all__ = [
     "describe_environment",
     "drain_spools",
     "ensure_study_run",
-    "installed_version",
     "is_private_tracking_allowed",
     "list_artifacts",
     "list_studies",
@@ -54,5 +53,6 @@ __all__ = [
     "load_table",
     "log_study_artifacts",
     "metric_history",
+    "torch_version",
     "track",
 ]

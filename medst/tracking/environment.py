@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import os
 import platform
 import subprocess
@@ -20,6 +22,23 @@ def installed_version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "absent"
+
+
+@cache
+def torch_version() -> str:
+    """`torch.__version__` with the build that follows the plus sign, without importing torch.
+
+    Builds of one version (CPU, CUDA) compute different bits, and the distribution's metadata do not tell them apart.
+    """
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return "absent"
+    for statement in ast.parse(Path(found.origin).with_name("version.py").read_text(encoding="utf-8")).body:
+        target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
+        value = getattr(statement, "value", None)
+        if isinstance(target, ast.Name) and target.id == "__version__" and isinstance(value, ast.Constant):
+            return str(value.value)
+    return installed_version("torch")
 
 
 def _processor() -> str:
@@ -46,7 +65,7 @@ def describe_environment(project: Path | None = None) -> dict[str, str]:
     project = project or Path.cwd()
     facts = {"python": platform.python_version(), "platform": f"{sys.platform}-{platform.machine()}",
              "cpu": _processor(), "cpus": str(os.cpu_count())}
-    facts.update({package: installed_version(package) for package in _PACKAGES})
+    facts.update({package: installed_version(package) for package in _PACKAGES}, torch=torch_version())
     commit = _git(project, "rev-parse", "HEAD")
     if commit:
         facts["commit"] = commit

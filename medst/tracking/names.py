@@ -42,9 +42,9 @@ CONFIG_ARTIFACT = "config.yaml"
 ENVIRONMENT_ARTIFACT = "environment.json"
 TRACEBACK_ARTIFACT = "failure/traceback.txt"
 PLAN_ARTIFACT = "plan.json"
-TABLE_FOLDER = "predictions"
-ARRAY_FOLDER = "arrays"
 MODEL_FOLDER = "model"
+TABLE_SUFFIX = ".parquet"
+ARRAYS_SUFFIX = ".npz"
 
 INTERRUPTED = "interrupted"
 

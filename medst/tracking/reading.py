@@ -143,12 +143,12 @@ def artifact_path(run_id: str, artifact: str, uri: str | None = None) -> Path:
 
 def load_table(run_id: str, name: str, uri: str | None = None) -> pd.DataFrame:
     """The per-example table that the trial tracked as `Table(name, ...)`."""
-    return pd.read_parquet(artifact_path(run_id, f"{names.TABLE_FOLDER}/{name}.parquet", uri))
+    return pd.read_parquet(artifact_path(run_id, f"{name}{names.TABLE_SUFFIX}", uri))
 
 
 def load_arrays(run_id: str, name: str, uri: str | None = None) -> dict[str, np.ndarray]:
     """The arrays that the trial tracked as `Arrays(name, ...)`."""
-    with np.load(artifact_path(run_id, f"{names.ARRAY_FOLDER}/{name}.npz", uri)) as arrays:
+    with np.load(artifact_path(run_id, f"{name}{names.ARRAYS_SUFFIX}", uri)) as arrays:
         return dict(arrays)
 
 

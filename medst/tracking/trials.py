@@ -156,10 +156,10 @@ class _Writer:
             case Facts(values):
                 self._write_facts(values)
             case Table():
-                self._write_file(f"{names.TABLE_FOLDER}/{record.name}.parquet", record.is_private,
+                self._write_file(f"{record.name}{names.TABLE_SUFFIX}", record.is_private,
                                  lambda path: record.frame.to_parquet(path, index=False))
             case Arrays():
-                self._write_file(f"{names.ARRAY_FOLDER}/{record.name}.npz", record.is_private,
+                self._write_file(f"{record.name}{names.ARRAYS_SUFFIX}", record.is_private,
                                  lambda path: _write_arrays(path, record.arrays))
             case Progress():
                 if clock.monotonic() - self._flushed > HEARTBEAT_SECONDS:
