@@ -9,6 +9,7 @@ import json
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,7 @@ from medst.data.phantom.course import (
     Finding,
     Patient,
     Study,
+    Zone,
     draw_patient,
     progression,
     stream,
@@ -61,8 +63,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return generate(MINI, tmp_path_factory.mktemp("phantom") / "mini")
 
 
-def study(findings: tuple[Finding, ...] = (), view: str = "PA", heart: float = 0.48, is_supine: bool = False,
-          devices: tuple[Device, ...] = ()) -> Study:
+def study(findings: tuple[Finding, ...] = (), view: Literal["AP", "PA"] = "PA", heart: float = 0.48,
+          is_supine: bool = False, devices: tuple[Device, ...] = ()) -> Study:
     return Study(subject_id=1, study_id=2, time=datetime(2120, 1, 1), frontal_views=(view,), lateral_view="LL",
                  is_portable=view == "AP", is_supine=is_supine, heart_size=heart, findings=findings, devices=devices,
                  inspiration=0.0, rotation=0.0)
@@ -82,7 +84,7 @@ def camera_of(one: Study, view: ViewName, config: PhantomConfig = STILL) -> Came
 
 def change_of(finding: Finding, view: ViewName, is_supine: bool = False) -> Floats:
     """Summed change of the line integral by one finding."""
-    one = study((finding,), view if view in ("AP", "PA") else "PA", is_supine=is_supine)
+    one = study((finding,), "AP" if view == "AP" else "PA", is_supine=is_supine)
     integrals = integrate(thorax_of(one, view in ("LL", "LATERAL")), camera_of(one, view))
     return np.sum([change for _, _, change in integrals.findings], axis=0).astype(np.float64)
 
@@ -205,10 +207,11 @@ def test_lungs_are_dark_and_the_heart_is_on_the_right_of_the_image() -> None:
 
 
 @pytest.mark.parametrize("zone", ["upper", "middle", "lower"])
-def test_frontal_and_lateral_agree_on_the_height_of_a_finding(zone: str) -> None:
+def test_frontal_and_lateral_agree_on_the_height_of_a_finding(zone: Zone) -> None:
     finding = Finding("consolidation", 0.6, "right", zone)
     heights = []
-    for view in ("PA", "LL"):
+    views: tuple[ViewName, ...] = ("PA", "LL")
+    for view in views:
         change = change_of(finding, view)
         camera = camera_of(study((finding,)), view)
         row = (change.sum(axis=1) * np.arange(change.shape[0])).sum() / change.sum()
@@ -298,11 +301,12 @@ def test_lateral_only_opacity_shows_more_on_the_lateral_and_has_no_frontal_box()
 
 
 def test_devices_are_drawn() -> None:
-    kinds = ("endotracheal_tube", "nasogastric_tube", "central_line", "pacemaker", "chest_tube", "sternal_wires")
     bare = flatten(integrate(thorax_of(study()), camera_of(study(), "AP")))
-    for kind in kinds:
-        one = study(devices=(Device(kind, "left"),))
-        assert (flatten(integrate(thorax_of(one), camera_of(one, "AP"))) - bare).max() > 0.08, kind
+    devices = (Device("endotracheal_tube"), Device("nasogastric_tube"), Device("central_line", "left"),
+               Device("pacemaker", "left"), Device("chest_tube", "left"), Device("sternal_wires"))
+    for device in devices:
+        one = study(devices=(device,))
+        assert (flatten(integrate(thorax_of(one), camera_of(one, "AP"))) - bare).max() > 0.08, device.kind
 
 
 def test_equalisation_flattens_the_histogram_and_keeps_the_order() -> None:
@@ -385,8 +389,8 @@ def test_edema_effusion_and_a_large_heart_go_together(cohort: list[Patient]) -> 
         "edema": any(finding.name == "edema" for finding in one.findings),
         "effusion": any(finding.name == "pleural_effusion" for finding in one.findings), "heart": one.heart_size}
         for one in studies]).astype(float)
-    correlation = table.corr()
-    assert correlation.loc["edema", "effusion"] > 0.1 and correlation.loc["edema", "heart"] > 0.2
+    correlation = np.corrcoef(table.to_numpy().T)
+    assert correlation[0, 1] > 0.1 and correlation[0, 2] > 0.2
 
 
 def test_device_dial_ties_devices_to_severity_or_not() -> None:
@@ -479,13 +483,13 @@ def test_mimic_layout_is_read_back(root: Path) -> None:
     assert set(metadata["ViewPosition"]) <= {"AP", "PA", "LL", "LATERAL"}
     assert set(split["split"]) == {"train", "validate", "test"}
     assert split.groupby("subject_id")["split"].nunique().max() == 1
-    for row in metadata.itertuples():
-        folder = f"p{str(row.subject_id)[:2]}/p{row.subject_id}"
-        image = Image.open(mimic / "files" / folder / f"s{row.study_id}" / f"{row.dicom_id}.jpg")
-        assert image.mode == "L" and image.size == (row.Columns, row.Rows) and max(image.size) == 48
-        report = (root / "mimic-cxr" / "files" / folder / f"s{row.study_id}.txt").read_text()
+    for row in metadata.to_dict("records"):
+        folder = f"p{str(row['subject_id'])[:2]}/p{row['subject_id']}"
+        image = Image.open(mimic / "files" / folder / f"s{row['study_id']}" / f"{row['dicom_id']}.jpg")
+        assert image.mode == "L" and image.size == (row["Columns"], row["Rows"]) and max(image.size) == 48
+        report = (root / "mimic-cxr" / "files" / folder / f"s{row['study_id']}.txt").read_text()
         assert "FINAL REPORT" in report
-        datetime.strptime(f"{row.StudyDate}", "%Y%m%d")
+        datetime.strptime(f"{row['StudyDate']}", "%Y%m%d")
     raw = gzip.decompress((mimic / "mimic-cxr-2.0.0-metadata.csv.gz").read_bytes()).decode()
     times = pd.read_csv(io.StringIO(raw), dtype=str)["StudyTime"]
     assert times.str.fullmatch(r"\d{1,6}\.\d{3}").all()
@@ -497,13 +501,13 @@ def test_temporal_pairs_and_phrases_come_from_test_patients(root: Path) -> None:
     pairs = pd.read_csv(root / "ms-cxr-t" / "MS_CXR_T_temporal_image_classification_v1.0.0.csv")
     assert len(pairs) > 0
     studies = pd.read_parquet(root / "truth" / "studies.parquet").set_index("study_id")
-    for row in pairs.itertuples():
-        assert (root / "mimic-cxr-jpg" / "files" / f"{row.dicom_id}.jpg").exists()
-        assert row.dicom_id.split("/")[-1] in test and row.previous_dicom_id.split("/")[-1] in test
-        before, after = studies.loc[row.previous_study_id], studies.loc[row.study_id]
+    for row in pairs.to_dict("records"):
+        assert (root / "mimic-cxr-jpg" / "files" / f"{row['dicom_id']}.jpg").exists()
+        assert row["dicom_id"].split("/")[-1] in test and row["previous_dicom_id"].split("/")[-1] in test
+        before, after = (studies.loc[row[key]].to_dict() for key in ("previous_study_id", "study_id"))
         assert before["time"] < after["time"]
         for name in FINDINGS:
-            change = getattr(row, f"{name}_progression")
+            change = row[f"{name}_progression"]
             if isinstance(change, str):
                 step = after[f"severity_{name}"] - before[f"severity_{name}"]
                 assert change == ("worsening" if step > 0.1 else "improving" if step < -0.1 else "stable")
@@ -597,7 +601,7 @@ def test_estimate_covers_what_is_written(root: Path) -> None:
 def test_marginals_stand_beside_the_published_ones(root: Path) -> None:
     table = marginals(root).set_index("quantity")
     assert table.loc["share of frontals AP", "published"] == pytest.approx(0.605, abs=0.001)
-    assert table.loc["studies per patient", "phantom"] > 1
+    assert float(table["phantom"]["studies per patient"]) > 1
     assert table["phantom"].notna().all()
 
 

@@ -327,9 +327,9 @@ def _frequencies(num_rows: int, num_columns: int) -> Image:
     return np.asarray(-2 * np.pi**2 * (rows**2 + columns**2), dtype=np.float32)
 
 
-def _transfer(num_rows: int, num_columns: int, sigma: float) -> Image:
-    """Fourier transform of a Gaussian of `sigma` pixels."""
-    return np.asarray(np.exp(_frequencies(num_rows, num_columns) * np.float32(sigma**2)), dtype=np.float32)
+def _transfer(shape: tuple[int, ...], sigma: float) -> Image:
+    """Fourier transform of a Gaussian of `sigma` pixels on an image of `shape`."""
+    return np.asarray(np.exp(_frequencies(*shape) * np.float32(sigma**2)), dtype=np.float32)
 
 
 def flatten(integrals: LineIntegrals) -> Image:
@@ -337,7 +337,9 @@ def flatten(integrals: LineIntegrals) -> Image:
     if not integrals.layers:
         return integrals.anatomy
     shape = integrals.anatomy.shape
-    spectrum = sum(np.fft.rfft2(layer) * _transfer(*shape, sigma) for layer, sigma in integrals.layers)
+    spectrum = np.zeros((shape[0], shape[1] // 2 + 1), dtype=np.complex128)
+    for layer, sigma in integrals.layers:
+        spectrum += np.fft.rfft2(layer) * _transfer(shape, sigma)
     return integrals.anatomy + np.fft.irfft2(spectrum, s=shape).astype(np.float32)
 
 
@@ -354,7 +356,7 @@ def expose(line_integral: Image, camera: Camera, config: PhantomConfig, rng: np.
     # Scatter is a broad smear of the primary, capped by what thick parts let out.
     size = max(shape)
     padded = np.pad(np.minimum(primary, 0.35), ((size // 4,) * 2, (size // 4,) * 2), mode="edge")
-    smear = np.fft.irfft2(np.fft.rfft2(padded) * _transfer(*padded.shape, size / 9), s=padded.shape)
+    smear = np.fft.irfft2(np.fft.rfft2(padded) * _transfer(padded.shape, size / 9), s=padded.shape)
     smear = smear[size // 4:size // 4 + shape[0], size // 4:size // 4 + shape[1]]
     signal = primary + np.float32(technique.scatter * 0.35) * smear.astype(np.float32)
     quanta = technique.photons * exposure

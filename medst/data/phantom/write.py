@@ -27,7 +27,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from medst.config import fingerprint
 from medst.data.phantom.anatomy import Body, build_thorax, draw_body
@@ -450,7 +450,7 @@ def _save_dicom(pixels: NDArray[np.uint8], patient_id: str, patient: Patient, pa
     instance = f"1.2.276.0.7230010.3.1.4.8323329.{number}.1517875201.{patient.subject_id}"
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = instance
+    meta.MediaStorageSOPInstanceUID = UID(instance)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     study = patient.studies[0]
     dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
