@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MultipleLocator
 
 from analysis import registry, statistics
 from analysis.registry import Metric
@@ -147,7 +147,7 @@ def experts(study: Study) -> Picture | None:
         upper.set_axisbelow(True)
         lower.set_ylabel(f"Parameters\n({cost.unit})")
         lower.margins(y=0.25)
-        lower.set_xticks(range(len(plan.arms)), [broken(arm) for arm in plan.arms])
+        lower.set_xticks(range(len(plan.arms)), [broken(arm, 10) for arm in plan.arms])
         lower.tick_params(axis="x", length=0)
     return Picture("experts", figure,
                    f"{_head(study)} {metric.name} (above: seeds, mean and 95 % t interval; the reference in blue) "
@@ -219,7 +219,7 @@ def curriculum_weights(study: Study, curves: pd.DataFrame) -> Picture | None:
                     axes.step(steps, levels, where="pre", color=COLOURS[column])
                 axes.set_ylim(bottom=0)
                 axes.margins(x=0)
-                axes.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+                axes.yaxis.set_major_locator(MultipleLocator(2 if name == "train/sequence_length" else 1))
                 if row == 0:
                     axes.set_title(SCHEDULES[name])
             grid[row, 0].set_ylabel(broken(arm, 16), rotation=0, ha="right", va="center")

@@ -208,7 +208,7 @@ def _grounding(study: Study, uri: str) -> Picture | None:
             index=False):
         if pictures.ATTENTION in str(kept):
             withheld.append(arm)
-        elif any(pictures.ATTENTION in path for path in tracking.list_artifacts(run_id, uri)):
+        elif any(path.startswith(f"{pictures.ATTENTION}.") for path in tracking.list_artifacts(run_id, uri)):
             tracked[arm] = tracking.load_arrays(run_id, pictures.ATTENTION, uri)
     return pictures.grounding_maps(study, tracked, withheld, complete[0])
 
@@ -230,7 +230,7 @@ def _index(out: Path) -> str:
     for path in sorted((out / "tables").glob("*.md")):
         title = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
         others = ", ".join(f"[{ending}](tables/{path.stem}.{ending})" for ending in ("tex", "csv"))
-        lines.append(f"- [{title}](tables/{path.name}) ({others})")
+        lines.append(f"- [{path.stem}](tables/{path.name}) ({others}): {title}")
     lines += ["", "## Figures", ""]
     for path in sorted((out / "figures").glob("*.md")):
         caption = path.read_text(encoding="utf-8").strip()
