@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,16 +51,17 @@ def run(repository: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
 
 
 def test_help_is_instant_and_names_every_command(repository: Path) -> None:
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        done = medst(repository, "--help")
-        seconds.append(time.perf_counter() - began)
+    def processor_seconds() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    # Processor time, since other tests may keep the machine busy.
+    began = processor_seconds()
+    done = medst(repository, "--help")
+    assert processor_seconds() - began < 0.5
     assert done.returncode == 0
     for command in ("data", "train", "evaluate", "sweep", "results", "dashboard", "config"):
         assert re.search(rf"\b{command}\b", done.stdout), command
-    # 0.2 s on an idle core; the best of three, since the machine may be busy.
-    assert min(seconds) < 1.0
 
 
 @pytest.mark.parametrize(
