@@ -323,6 +323,10 @@ def test_prompts_are_balanced_and_joined_as_configured() -> None:
     for prompts in FINDINGS.values():
         assert len(prompts["positive"]) == len(prompts["negative"])
         assert not set(prompts["positive"]) & set(prompts["negative"])
+        # The surroundings are alike on both sides: the sentences before and after the second statement.
+        for positive, negative in zip(prompts["positive"], prompts["negative"], strict=True):
+            assert positive[-1] == negative[-1]
+            assert positive[(len(positive) - 2) // 2] == negative[(len(negative) - 2) // 2]
     prompt = ("the lungs are clear", "no pneumonia")
     for behaviour in ("released", "corrected"):
         config = small_config(evaluation__prompt_joining=behaviour)

@@ -32,7 +32,13 @@ from medst.evaluation.metrics import (
     retrieval_ranks,
 )
 from medst.evaluation.predictions import COLUMNS, prediction_frame, salted_groups
-from medst.evaluation.probes import TooFewExamplesError, grouped_folds, grouped_probe, published_accuracy
+from medst.evaluation.probes import (
+    PROBE_STRENGTH,
+    TooFewExamplesError,
+    grouped_folds,
+    grouped_probe,
+    published_accuracy,
+)
 from medst.evaluation.retrieval import direction_ranks, retrieval_values
 from medst.evaluation.rsna_zero_shot import published_test_rows
 from medst.evaluation.sentence_similarity import THRESHOLDS, choose_threshold, threshold_accuracy
@@ -245,7 +251,7 @@ def test_strength_is_a_listed_one_and_falls_back_with_few_patients() -> None:
     labels = rng.integers(0, 2, 100)
     features = rng.normal(size=(100, 4)) + labels[:, None]
     assert choose_strength(features, labels, np.arange(100)) in STRENGTHS
-    assert choose_strength(features, labels, np.arange(100) % 3) == 0.01
+    assert choose_strength(features, labels, np.arange(100) % 3) == PROBE_STRENGTH
 
 
 def test_linear_layer_takes_the_steps_of_torchs_adamw() -> None:

@@ -61,10 +61,10 @@ class EmbeddingCache:
         self._frontal: dict[ImageSet, _Rows] = {}
         self._patches: dict[int, np.ndarray] = {}
         """MIMIC image -> (P, E); a dense array over all images would be too large at full size."""
-        is_asked = "grounding" in config.evaluation.tasks
-        boxes = store.ms_cxr.table["image"] if is_asked and store.ms_cxr is not None else []
-        self._boxed = np.unique(np.asarray(boxes, dtype=np.int64))
+        self._boxed = np.zeros(0, dtype=np.int64)
         """MIMIC images whose patches are kept when the image is encoded."""
+        if "grounding" in config.evaluation.tasks and store.ms_cxr is not None:
+            self._boxed = store.ms_cxr.table["image"].unique()
         self._studies: _Rows | None = None
         self._texts: dict[str, np.ndarray] = {}
 

@@ -16,10 +16,10 @@ from sklearn.svm import SVC
 
 from medst.evaluation.metrics import UndefinedMetricError, balanced_accuracy, macro_auroc
 
-PROBE_STRENGTH = 0.01
-"""Inverse regularisation C of the corrected probes on standardised features. Fixed in advance, so that nothing
-is chosen on test data: with a few hundred examples of some hundred correlated features a strong penalty is
-the safe choice, and the ranking of arms does not hang on an inner search that differs between them."""
+PROBE_STRENGTH = 0.1
+"""Inverse regularisation C of the corrected probes on standardised features, fixed so that nothing is chosen on the
+data that is judged. Chosen on another draw of the tiny phantom: from 0.001 to 1 the mean balanced accuracy of temporal
+image classification moved by 0.02 on embeddings (best at 0.1) and by 0.04 on pixels (best at 0.1)."""
 PROBE_FOLDS = 5
 PUBLISHED_SHUFFLES = (42, 100, 666)
 PUBLISHED_FOLDS = (5, 10)
