@@ -132,10 +132,12 @@ def run_on_ray(specs: Sequence[TrialSpec], view: LiveView, folder: Path, num_par
     """The outcome of every trial.
 
     Args:
-        folder: absolute; Tune's scratch folder, emptied afterwards.
+        folder: absolute; Tune's scratch folder, of this caller alone; removed before and afterwards.
         num_parallel: trials at a time on this machine; a cluster runs as many as it has CPUs for.
     """
     messenger = _Messenger(specs, view)
+    # A killed driver leaves it behind.
+    shutil.rmtree(folder, ignore_errors=True)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with _ray(num_parallel):
         for fit in range(MAX_FITS):
@@ -148,6 +150,7 @@ def run_on_ray(specs: Sequence[TrialSpec], view: LiveView, folder: Path, num_par
                 if fit == MAX_FITS - 1:
                     raise
                 logging.getLogger(__name__).warning("Ray Tune gave up (%s); going on", error)
+    shutil.rmtree(folder, ignore_errors=True)
     return [messenger.outcomes.get(spec.key, Outcome(spec.key, spec.name, TrialState.MISSING, "it was not run"))
             for spec in specs]
 

@@ -108,7 +108,7 @@ def run_sweep(study: str, assignments: Sequence[str] = (), executor: ExecutorNam
                         from sweeps.cluster import run_on_ray
 
                         is_on_gpu = to_run[0].config.training.device.startswith("cuda")
-                        run_on_ray(specs, view, place.folder / "ray", num_parallel, trial_function,
+                        run_on_ray(specs, view, place.folder / "ray" / loaded.name, num_parallel, trial_function,
                                    (1.0 if gpus_per_trial is None else gpus_per_trial) if is_on_gpu else 0.0)
         except KeyboardInterrupt:
             is_interrupted = True

@@ -41,7 +41,7 @@ class LiveView(AbstractContextManager["LiveView"]):
         self._console = console or Console()
         self._began = time.monotonic()
         self._spoke = self._began
-        self._finished = self._failed = 0
+        self._finished = self._failed = self._lost = 0
         self._shares: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
         self._bars = Progress(
@@ -82,7 +82,8 @@ class LiveView(AbstractContextManager["LiveView"]):
         if outcome.state is TrialState.FINISHED:
             self._finished += 1
         else:
-            self._failed += 1
+            self._failed += outcome.state is TrialState.FAILED
+            self._lost += outcome.state is not TrialState.FAILED
             self._console.print(f"{outcome.state.value}: {outcome.name}: {outcome.reason}", markup=False,
                                 highlight=False, soft_wrap=True)
         self._refresh(is_news=True)
@@ -91,22 +92,26 @@ class LiveView(AbstractContextManager["LiveView"]):
         """Called now and then while nothing happens."""
         self._refresh()
 
-    def _remaining_seconds(self) -> float:
-        done = self._finished + self._failed + sum(self._shares.values())
-        elapsed = time.monotonic() - self._began
-        if done < 0.2:
-            return max(0.0, self._guess - elapsed)
-        return elapsed / done * (self._num_trials - done)
+    def _done(self) -> float:
+        return self._finished + self._failed + self._lost + sum(self._shares.values())
+
+    def _time_left(self) -> str:
+        elapsed, done = time.monotonic() - self._began, self._done()
+        if done == self._num_trials:
+            return ""
+        if done > sum(self._shares.values()):
+            # At least one trial has ended; before that, the start of the workers would weigh too much.
+            return f", about {duration(elapsed / done * (self._num_trials - done))} left"
+        return f", about {duration(self._guess - elapsed)} left" if elapsed < self._guess else ""
 
     def _summary(self) -> str:
         failed = f", {self._failed} failed" if self._failed else ""
-        done = self._finished + self._failed
-        left = f", about {duration(self._remaining_seconds())} left" if done < self._num_trials else ""
-        return f"{self._finished} of {self._num_trials} done{failed}, {len(self._shares)} running{left}"
+        lost = f", {self._lost} not run" if self._lost else ""
+        return (f"{self._finished} of {self._num_trials} done{failed}{lost}, {len(self._shares)} running"
+                f"{self._time_left()}")
 
     def _refresh(self, is_news: bool = False) -> None:
-        done = self._finished + self._failed + sum(self._shares.values())
-        self._bars.update(self._total, completed=done, status=self._summary())
+        self._bars.update(self._total, completed=self._done(), status=self._summary())
         now = time.monotonic()
         if not self._console.is_terminal and (is_news or now - self._spoke > LINE_SECONDS):
             self._console.print(f"{self._study}: {self._summary()}", markup=False, highlight=False, soft_wrap=True)

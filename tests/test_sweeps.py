@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -407,7 +408,65 @@ def test_ray_runs_a_study_and_survives_a_lost_worker(study: Path) -> None:
     assert Path(flag).exists() and list(frame["tags.medst.attempts"]).count("2") == 1
     steps = metric_history(list(frame["run_id"]), ["train/loss"]).groupby("run_id")["step"].apply(list)
     assert all(list(found) == [1, 2, 3, 4, 5, 6] for found in steps)
-    assert not list((study / "runs" / "ray").iterdir())
+    assert not list((study / "runs" / "ray").iterdir()), "no state of Tune outlives the sweep"
 
     code, output = run(study, trial_function=fake_trial, should_retry_failed=True)
     assert code == 0 and "3 finished, 1 failed, 1 to run" in output and len(load_runs()) == 4
+
+
+# ---- In one's own Tuner ------------------------------------------------------------------------------------------
+
+
+class FakeTune:
+    """What the public trainable asks of Ray Tune, without Ray."""
+
+    def __init__(self, restored: Path | None = None) -> None:
+        self.reports: list[tuple[dict[str, float], str | None]] = []
+        self.restored = restored
+        self.Checkpoint = self
+
+    def report(self, metrics: dict[str, float], checkpoint: str | None = None) -> None:
+        self.reports.append((metrics, checkpoint))
+
+    def from_directory(self, folder: str) -> str:
+        return (Path(folder) / "state.json").read_text()
+
+    def get_checkpoint(self) -> FakeTune | None:
+        return self if self.restored else None
+
+    def to_directory(self, folder: str) -> None:
+        assert self.restored is not None
+        shutil.copytree(self.restored, folder)
+
+    def get_context(self) -> FakeTune:
+        return self
+
+    def get_trial_resources(self) -> FakeTune:
+        return self
+
+    required_resources = {"CPU": 1.0}  # noqa: RUF012 - as Ray has it
+
+
+def test_the_public_trainable_reports_and_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeps import trainable
+
+    monkeypatch.setenv("TUNE_ORIG_WORKING_DIR", str(project))
+    tuned = FakeTune()
+    monkeypatch.setattr(trainable, "tune", tuned)
+    trainable.medst_trainable({"base": "base.yaml", "objective.lambda_local": 0.25}, fake_trial)
+    metrics, _ = tuned.reports[-1]
+    assert metrics["step"] == 6 and metrics["test/score"] == last_values(
+        override(Config(), {"objective.lambda_local": 0.25}))["test/score"]
+    checkpoints = [checkpoint for _, checkpoint in tuned.reports if checkpoint]
+    assert len(checkpoints) == 2
+
+    saved = project / "restored"
+    saved.mkdir()
+    (saved / "state.json").write_text(checkpoints[-1])
+    again = FakeTune(saved)
+    monkeypatch.setattr(trainable, "tune", again)
+    trainable.medst_trainable({"base": ["base.yaml"], "objective.lambda_local": 0.25}, fake_trial)
+    assert [metrics["step"] for metrics, _ in again.reports] == [5, 6, 6]
+    assert again.reports[-1][0]["test/score"] == metrics["test/score"]
+    with pytest.raises(ConfigError, match=r"nearest key is 'objective\.lambda_local'"):
+        trainable.medst_trainable({"objective.lambda_locl": 0.25}, fake_trial)
