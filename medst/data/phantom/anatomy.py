@@ -386,9 +386,9 @@ def _airspace(builder: _Builder, number: int, finding: Finding, lung: int, lungs
         back = {"upper": 0.0, "middle": -0.45, "lower": 0.35}[finding.zone] + 0.15 * place[1]
         anchors = lungs.place(lung, np.array([[0.08 + 0.22 * place[0], back, height]]))
         if pattern == "consolidation":
-            spread, size, fill, thickness = 1.5 + 2.0 * severity, 1.5 + 1.2 * severity, 0.16 + 0.8 * severity, 8.0
+            spread, size, fill, thickness = 1.6 + 1.9 * severity, 1.6 + 1.2 * severity, 0.22 + 0.75 * severity, 9.0
         else:
-            spread, size, fill, thickness = 2.5 + 1.6 * severity, 1.2 + 0.8 * severity, 0.14 + 0.72 * severity, 6.0
+            spread, size, fill, thickness = 2.5 + 1.6 * severity, 1.25 + 0.75 * severity, 0.28 + 0.7 * severity, 6.0
         flatten = np.ones(3)
     first = len(builder.rows)
     for offset, anchor in zip(blobs, np.resize(anchors, (len(blobs), 3)), strict=True):
@@ -403,7 +403,7 @@ def _haze(builder: _Builder, number: int, finding: Finding, lung: int, lungs: _L
     centre = lungs.place(lung, np.array([[-0.45, 0.1, -0.12], [-0.15, 0.15, -0.3]]))
     builder.add(centre[0], (4.4, 5.5, 5.4))
     builder.add(centre[1], (6.4, 7.6, 8.2))
-    return Opacity(number, lung, first, len(builder.rows), 0.03 + 0.30 * finding.severity, 30.0, is_haze=True)
+    return Opacity(number, lung, first, len(builder.rows), 0.02 + 0.26 * finding.severity, 30.0, is_haze=True)
 
 
 def _fluid(builder: _Builder, number: int, finding: Finding, lung: int, lungs: _Lungs, is_supine: bool) -> PleuralSpace:
@@ -463,7 +463,7 @@ def _vessels(study: Study, body: Body, lungs: _Lungs, ellipsoids: Ellipsoids, sp
                 weight = np.where(gone, 0.0, weight)
         groups.append((position, weight, tree.level))
     position, weight, level = (np.concatenate(parts) for parts in zip(*groups, strict=True))
-    blurring = 0.75 * edema
+    blurring = 0.65 * edema
     thick, thin = level <= 1, level >= 2
     points = [Points(position[thick], weight[thick], float(np.hypot(0.16, 0.6 * blurring))),
               Points(position[thin], weight[thin], float(np.hypot(0.06, blurring)))]

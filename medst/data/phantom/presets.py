@@ -57,7 +57,7 @@ class PhantomConfig(Section):
     second_frontal_rate: Fraction = 0.07
     """Share of studies with two frontals."""
 
-    lateral_information: Fraction = 0.3
+    lateral_information: Fraction = 0.25
     """Share of opacities and effusions that are visible mainly on the lateral."""
     device_correlation: Fraction = 0.8
     """How far devices follow severity in training and validation; 0: drawn regardless of it."""
