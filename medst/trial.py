@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medst.config import Behaviour, Config, DataConfig, stream_seed, trial_key
+from medst.config import Behaviour, Config, DataConfig, stream_seed
 from medst.data.batch import Batch
 from medst.data.loader import EvalLoader, TrainLoader
 from medst.data.store import Store, open_store, store_path
 from medst.data.tokenizer import Tokenizer, build_tokenizer
-from medst.evaluation import check_tasks, evaluate
+from medst.evaluation import check_tasks, evaluate, evaluate_pixel_baseline
 from medst.model import MedST
 from medst.model.accounting import count
 from medst.objectives import medst_objective
@@ -48,7 +48,7 @@ def run_trial(config: Config, checkpoint_dir: Path | None = None) -> Iterator[Re
     model = MedST.create(config, tokenizer.vocabulary_size).to(device)
     steps = num_steps(config, len(loader))
     yield Facts({
-        **{name: value for name, value in count(model).items()},
+        **count(model, config.data.caption_tokens),
         "training_pairs": loader.num_pairs,
         "training_steps": steps,
         "pairs_seen": steps * config.training.pairs_per_batch,
@@ -72,15 +72,9 @@ def run_trial(config: Config, checkpoint_dir: Path | None = None) -> Iterator[Re
         folder = model.save_pretrained(checkpoint_dir / "model")
         tokenizer.save(folder)
     yield from evaluate(model, store, tokenizer, config, steps)
-
-
-def key_of(config: Config) -> str:
-    """The trial key of a config on its prepared store.
-
-    Raises:
-        StoreError: no prepared store to take the data fingerprint from.
-    """
-    return trial_key(config, _opened(config)[0].fingerprint, torch.__version__)
+    if steps == 0:
+        # The untrained trial is the floor of a study: what needs no training stands with it.
+        yield from evaluate_pixel_baseline(store, config)
 
 
 @dataclass(frozen=True)
