@@ -94,6 +94,14 @@ class Part(StrEnum):
     figures = "figures"
 
 
+ExecutorOption = Annotated[
+    Executor,
+    typer.Option("--executor", help="ray: in parallel; inline: one after another in this process, for debuggers."),
+]
+Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Trials at a time.", show_default="one a core")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Run trials again that failed.")]
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -119,8 +127,8 @@ def data_phantom(
 
     config = load_preset(preset, parse_overrides(assignments or []))
     folder = out or Path("data/phantom") / preset
-    with progress_bar(f"Phantom {preset}") as progress:
-        generate(config, folder, num_workers=workers, progress=progress)
+    with progress_bars() as step:
+        generate(config, folder, num_workers=workers, progress=step(f"phantom '{preset}'"))
     typer.echo(f"The phantom is in {folder}; look at it with: medst data inspect {folder}")
 
 
@@ -129,7 +137,7 @@ def data_prepare(
     experiments: Experiments = None,
     assignments: Assignments = None,
     data: DataRoot = None,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = 1,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")] = None,
 ) -> None:
     """Decode all images of a data root once, into the store that trials read. Other commands do it by themselves."""
     store = prepared_store(compose(experiments, assignments, data), workers)
@@ -202,8 +210,6 @@ def train(
     """Train one model, evaluate it and save it. After an interruption the same command goes on from its checkpoint."""
     config = compose(experiments, assignments, data)
     # After the settings are known to be right: these imports take seconds.
-    from importlib.metadata import version
-
     import torch
 
     from medst.config import trial_key
@@ -211,7 +217,8 @@ def train(
 
     store = prepared_store(config)
     torch.set_num_threads(threads)
-    key = trial_key(config, store.fingerprint, version("torch"))
+    # As `medst.tracking.torch_version` reads it where torch is not imported.
+    key = trial_key(config, store.fingerprint, str(torch.__version__))
     name = experiments[-1].stem
     folder = out or Path("runs/train") / f"{name}-{key[:8]}"
     claim_folder(folder, key, config)
@@ -250,8 +257,6 @@ def tracked(records: Iterator[Record], config: Config, store: Store, key: str, n
     Raises:
         TrackingError: the store has this trial already, or cannot be reached.
     """
-    from importlib.metadata import version
-
     from medst.config import source_fingerprint
     from medst.tracking import (
         TrackingPlace,
@@ -260,6 +265,7 @@ def tracked(records: Iterator[Record], config: Config, store: Store, key: str, n
         describe_environment,
         is_private_tracking_allowed,
         load_runs,
+        torch_version,
         track,
     )
     from medst.tracking.connection import TrackingError
@@ -273,7 +279,7 @@ def tracked(records: Iterator[Record], config: Config, store: Store, key: str, n
     description = TrialDescription(
         config=config, key=key, arm=name, data_name=store.name, source_fingerprint=source_fingerprint(),
         data_fingerprint=store.fingerprint, is_credentialed=store.is_credentialed,
-        torch_version=version("torch"), environment=describe_environment(),
+        torch_version=torch_version(), environment=describe_environment(),
         is_private_tracked=is_private_tracking_allowed(),
     )
     return track(records, description, place, model)
@@ -312,11 +318,9 @@ def sweep_run(
     assignments: Assignments = None,
     base: Base = None,
     data: DataRoot = None,
-    executor: Annotated[
-        Executor, typer.Option(help="ray: in parallel; inline: one after another in this process, for debuggers.")
-    ] = Executor.ray,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Trials at a time.", show_default="one a core")] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run trials again that failed.")] = False,
+    executor: ExecutorOption = Executor.ray,
+    jobs: Jobs = None,
+    retry_failed: RetryFailed = False,
 ) -> None:
     """Run what is missing of a study, then print its tables."""
     from sweeps.commands import FINISHED_CODE, INTERRUPTED_CODE, run_sweep
@@ -350,11 +354,15 @@ def sweep_plan(
     assignments: Assignments = None,
     base: Base = None,
     data: DataRoot = None,
+    executor: ExecutorOption = Executor.ray,
+    jobs: Jobs = None,
+    retry_failed: RetryFailed = False,
 ) -> None:
     """Print the arms of a study, what is done already and how long the rest takes. Runs nothing."""
     from sweeps.commands import plan_sweep
 
-    raise typer.Exit(plan_sweep(study, assignments or [], base=base, data_root=data))
+    raise typer.Exit(plan_sweep(study, assignments or [], executor=executor.value, jobs=jobs, base=base,
+                                data_root=data, should_retry_failed=retry_failed))
 
 
 # ---- Results -----------------------------------------------------------------------------------------------------
@@ -498,29 +506,40 @@ def compose(experiments: list[Path] | None, assignments: list[str] | None, data:
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with time left, as a function of (done, total); it appears when there is something to report."""
-    bar = new_bar()
-    task = bar.add_task(title, total=None)
+def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """A function that takes the title of a step and returns what is told (done, in all).
 
-    def report(done: int, total: int) -> None:
-        if not bar.live.is_started:
-            bar.start()
-        bar.update(task, completed=done, total=total)
+    Each step gets a bar with the time left; the bars appear when there is something to report.
+    """
+    bars = new_bar()
+
+    def step(title: str) -> Callable[[int, int], None]:
+        task = bars.add_task(title, total=None, visible=False)
+
+        def report(done: int, total: int) -> None:
+            if not bars.live.is_started:
+                bars.start()
+            bars.update(task, completed=done, total=total, visible=True)
+
+        return report
 
     try:
-        yield report
+        yield step
     finally:
-        if bar.live.is_started:
-            bar.stop()
+        if bars.live.is_started:
+            bars.stop()
 
 
-def prepared_store(config: Config, num_workers: int = 1) -> Store:
-    """The store of a configuration, built behind a progress bar where it is missing."""
-    from medst.data.store import prepare
+def prepared_store(config: Config, num_workers: int | None = None) -> Store:
+    """The store of a configuration; a missing one, and a missing phantom, are made behind progress bars.
 
-    with progress_bar("Decoding images") as progress:
-        return prepare(config.data, num_workers, progress)
+    Args:
+        num_workers: processes and threads that make them; default: the processors of this machine.
+    """
+    from medst.data.provision import provide
+
+    with progress_bars() as step:
+        return provide(config.data, num_workers or os.cpu_count() or 1, step)
 
 
 def show_records(records: Iterator[Record], title: str, protocol: Protocol = Protocol.both) -> None:

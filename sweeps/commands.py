@@ -26,12 +26,12 @@ from medst.tracking import (
 )
 from medst.tracking.spool import has_spool
 from medst.tracking.studies import end_study_run
-from sweeps.data import ensure_data, existing_data
+from sweeps.data import ensure_data, existing_data, needed_stores
 from sweeps.ledger import adopt_shared, read_ledger, reap_lost
 from sweeps.live import LiveView, progress_line
 from sweeps.planning import Plan
 from sweeps.study import Study, describe_study, find_study, load_study, plan_document
-from sweeps.trials import Trial, checkpoint_dir, expand, specify
+from sweeps.trials import DataFacts, Trial, checkpoint_dir, expand, specify
 from sweeps.worker import TrialFunction
 
 ExecutorName = Literal["ray", "inline"]
@@ -133,11 +133,8 @@ def plan_sweep(study: str, assignments: Sequence[str] = (), executor: ExecutorNa
     num_parallel = 1 if executor == "inline" else jobs or os.cpu_count() or 1
     facts = existing_data(loaded, project)
     if facts is None:
-        trials_per_arm = len(loaded.file.seeds)
-        console.print(f"[bold]{loaded.name}[/bold]: {loaded.file.question.strip()}", highlight=False)
-        console.print(f"{len(loaded.arms)} arms x {trials_per_arm} seeds = {len(loaded.arms) * trials_per_arm} trials. "
-                      "The data are not prepared yet: what is done already shows when they are.", highlight=False)
-        return FINISHED_CODE
+        console.print("The data are not prepared yet: what is done already shows when they are.", highlight=False)
+        facts = dict.fromkeys(needed_stores(loaded), DataFacts("not prepared", "", is_credentialed=True))
     trials = expand(loaded, facts)
     plan = Plan(loaded, trials, read_ledger(place, [trial.key for trial in trials]), num_parallel)
     plan.show(console, sum(_is_to_run(plan, place, trial, should_retry_failed) for trial in trials))

@@ -10,6 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from medst.data.provision import Step
 from medst.tracking import TrialState
 from sweeps.worker import Outcome
 
@@ -118,8 +119,9 @@ class LiveView(AbstractContextManager["LiveView"]):
             self._spoke = now
 
 
-def progress_line(console: Console) -> Callable[[str], Callable[[int, int], None]]:
-    """A `sweeps.data.Step` that prints one line at the begin and one at the end of a preparation that takes long."""
+def progress_line(console: Console) -> Step:
+    """A `medst.data.provision.Step` that prints a line at the begin and at the end of what takes long."""
+
     def step(title: str) -> Callable[[int, int], None]:
         began = time.monotonic()
         spoke = [began - LINE_SECONDS + 2.0]

@@ -102,6 +102,10 @@ class Study:
 
     file: StudyFile
     arms: tuple[Arm, ...]
+    base: tuple[str, ...]
+    """Experiment files under all arms: the study's own, or those that stood in for them."""
+    settings: Mapping[str, Any]
+    """Dotted overrides of the base that hold for all arms: the study's own, and those of the command line."""
 
     @property
     def name(self) -> str:
@@ -154,8 +158,8 @@ def load_study(path: Path, *, overrides: Mapping[str, Any] | None = None, base: 
     if "seed" in common:
         raise ConfigError("override: 'seed' is set by the study's seeds; change them in the study file")
     build_partial(common, source="override")
-    base_files = [project / Path(entry) for entry in (base or file.base)]
-    base_config = load_config(*base_files)
+    used_base = tuple(str(path) for path in base) or file.base
+    base_config = load_config(*(project / path for path in used_base))
 
     problems: list[str] = []
     _check_settings(file.settings, ("settings",), document, problems)
@@ -189,7 +193,7 @@ def load_study(path: Path, *, overrides: Mapping[str, Any] | None = None, base: 
         arms.append(Arm(name, settings, config))
     if problems:
         raise StudyError("\n".join(problems))
-    return Study(file, tuple(arms))
+    return Study(file, tuple(arms), used_base, {**file.settings, **common})
 
 
 def _check_arm_names(file: StudyFile, assignments: Mapping[str, Settings], document: _Document) -> list[str]:
@@ -325,10 +329,11 @@ def plan_document(study: Study, trials: Sequence[Mapping[str, Any]], data_name: 
     """The study as it is tracked: enough to make every table of it without the file."""
     file = study.file
     return {
-        "name": file.name, "question": file.question, "base": list(file.base), "data": data_name,
+        "name": file.name, "question": file.question, "base": list(study.base), "data": data_name,
         "reference": file.reference, "primary_metric": file.primary_metric,
         "secondary_metrics": list(file.secondary_metrics), "seeds": list(file.seeds),
-        "settings": dict(file.settings),
+        # The data root is a place on one machine; the name of the data stands above.
+        "settings": {key: value for key, value in study.settings.items() if key not in ("data.root", "data.store")},
         "arms": [{"name": arm.name, "settings": dict(arm.settings)} for arm in study.arms],
         "expectations": [expectation.model_dump() for expectation in file.expectations],
         "trials": list(trials),
@@ -344,7 +349,7 @@ def describe_study(study: Study) -> str:
         settings = ", ".join(f"`{key}={json.dumps(value)}`" for key, value in arm.settings.items())
         lines.append(f"- {arm.name}: {settings or 'as the base'}")
     lines += ["", f"**Seeds** {', '.join(str(seed) for seed in file.seeds)}; **base** "
-              + ", ".join(f"`{entry}`" for entry in file.base), "",
+              + ", ".join(f"`{entry}`" for entry in study.base), "",
               f"**Primary metric** `{file.primary_metric}`"]
     if file.secondary_metrics:
         lines.append("; secondary: " + ", ".join(f"`{metric}`" for metric in file.secondary_metrics))

@@ -17,6 +17,7 @@ from filelock import FileLock
 from rich.console import Console
 from tracking_fixtures import describe, fake_trial, fresh_place
 
+from analysis import registry
 from medst.config import Config, ConfigError, flatten, override
 from medst.records import Metrics, Record
 from medst.tracking import TrackingPlace, TrialState, list_artifacts, load_plan, load_runs, metric_history, track
@@ -25,7 +26,7 @@ from sweeps import commands
 from sweeps.commands import StudyBusyError, plan_sweep, run_sweep
 from sweeps.ledger import read_ledger
 from sweeps.live import duration
-from sweeps.study import StudyError, find_study, load_study
+from sweeps.study import StudyError, find_study, load_study, plan_document
 from sweeps.trials import DataFacts, absolute_places, expand, specify, store_id
 
 FACTS = DataFacts("phantom", "fingerprint", False)
@@ -159,6 +160,28 @@ def test_overrides_reach_every_arm_and_misspelt_ones_are_refused(project: Path) 
         load_study(path, overrides={"seed": 3}, project=project)
     with pytest.raises(StudyError, match="did you mean 'tiny'"):
         find_study("tinny", project)
+
+
+def test_the_plan_tells_what_the_command_line_changed(project: Path) -> None:
+    path = write_study(project, STUDY.replace("[0.5, 1.0]", "[0.5]") + "settings: {training.warmup_fraction: 0.5}\n")
+    (project / "other.yaml").write_text("training: {epochs: 4.0}\n")
+    study = load_study(path, base=[Path("other.yaml")], project=project,
+                       overrides={"objective.lambda_temporal": 0.5, "data.root": str(project / "phantom")})
+    plan = plan_document(study, [], "phantom")
+    assert plan["base"] == ["other.yaml"]
+    assert plan["settings"] == {"training.warmup_fraction": 0.5, "objective.lambda_temporal": 0.5}
+    assert {arm.config.data.root for arm in study.arms} == {str(project / "phantom")}
+
+
+def test_every_metric_that_a_study_names_is_known_to_the_analysis(repository: Path) -> None:
+    paths = sorted((repository / "sweeps").glob("*.yaml"))
+    assert len(paths) == 9
+    unknown = []
+    for path in paths:
+        file = load_study(path, project=repository).file
+        named = {file.primary_metric, *file.secondary_metrics, *(expected.metric for expected in file.expectations)}
+        unknown += [f"{path.name}: {metric}" for metric in sorted(named) if metric not in registry.METRICS]
+    assert unknown == []
 
 
 def test_every_study_of_the_project_loads(repository: Path) -> None:
@@ -369,6 +392,17 @@ def test_a_source_that_changed_meanwhile_computes_nothing(study: Path, monkeypat
     monkeypatch.setattr(worker, "source_fingerprint", lambda: "other")
     code, output = run(study, trial_function=forbidden)
     assert code == 1 and "the source changed after the sweep had begun" in output and load_runs().empty
+
+
+def test_planning_an_untouched_project_writes_nothing(repository: Path, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    output = StringIO()
+    console = Console(file=output, width=200)
+    base = repository / "experiments" / "phantom_smoke.yaml"
+    assert plan_sweep("smoke", base=base, project=tmp_path, executor="inline", console=console) == 0
+    assert "3 trials; 0 finished, 3 to run: about 30 s on 1 core (10 s a trial, a guess)" in output.getvalue()
+    assert "The data are not prepared yet" in output.getvalue() and not list(tmp_path.iterdir())
 
 
 def test_planning_runs_and_writes_nothing(study: Path) -> None:

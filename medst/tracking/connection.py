@@ -54,6 +54,11 @@ class TrackingPlace:
         return TrackingPlace(default_uri(project), project / "runs")
 
 
+def _database(uri: str) -> Path | None:
+    """The file of a SQLite store; None for any other store."""
+    return Path(uri.removeprefix(_LOCAL_DATABASE)).absolute() if uri.startswith(_LOCAL_DATABASE) else None
+
+
 @lru_cache(maxsize=8)
 def client(uri: str) -> MlflowClient:
     """A client of the store at `uri`, made once a process.
@@ -61,8 +66,9 @@ def client(uri: str) -> MlflowClient:
     Raises:
         TrackingError: the folder of a SQLite store does not exist or cannot be written.
     """
-    if uri.startswith(_LOCAL_DATABASE):
-        folder = Path(uri.removeprefix(_LOCAL_DATABASE)).parent
+    database = _database(uri)
+    if database is not None:
+        folder = database.parent
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise TrackingError(f"tracking store {uri}: the folder {folder} does not exist or cannot be written; "
                                 "set MLFLOW_TRACKING_URI to a store that can")
@@ -74,9 +80,8 @@ def client(uri: str) -> MlflowClient:
 
 def artifact_location(uri: str) -> str | None:
     """Folder `mlartifacts` beside a SQLite store as a URI; None where a server decides."""
-    if uri.startswith(_LOCAL_DATABASE):
-        return (Path(uri.removeprefix(_LOCAL_DATABASE)).absolute().parent / "mlartifacts").as_uri()
-    return None
+    database = _database(uri)
+    return None if database is None else (database.parent / "mlartifacts").as_uri()
 
 
 def ensure_experiment(uri: str, name: str) -> str:
@@ -94,11 +99,14 @@ def ensure_experiment(uri: str, name: str) -> str:
 
 
 def find_experiment(uri: str, name: str) -> Experiment | None:
-    """The experiment if it exists.
+    """The experiment if it exists. To look for it in a SQLite store that does not exist makes none.
 
     Raises:
         TrackingError: it was deleted in the dashboard.
     """
+    database = _database(uri)
+    if database is not None and database.parent.is_dir() and not database.exists():
+        return None
     experiment = client(uri).get_experiment_by_name(name)
     if experiment is not None and experiment.lifecycle_stage != "active":
         raise TrackingError(f"tracking store {uri}: the experiment '{name}' was deleted; restore it with "

@@ -1,0 +1,46 @@
+"""Makes sure that the data of a config are there: writes an absent phantom, prepares an absent store.
+
+What lives here: the order of those two steps, the same for one trial and for a sweep. What must not: how
+either is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from medst.config import DataConfig
+from medst.data.phantom import PRESETS, generate, read_phantom_config
+from medst.data.store import Store, prepare, store_path
+
+Step = Callable[[str], Callable[[int, int], None]]
+"""Told what begins; returns what is told (done, in all)."""
+
+
+def phantom_preset(root: Path) -> str | None:
+    """Name of the phantom preset that a data root means: data/phantom/<preset>; None for any other folder."""
+    return root.name if root.parts[-3:-1] == ("data", "phantom") and root.name in PRESETS else None
+
+
+def provide(data: DataConfig, num_workers: int, step: Step) -> Store:
+    """Open the store of `data`, making first what is absent: the phantom that `data.root` means, then the store.
+
+    A store without its raw files is taken as it is. A second process that wants the same data waits.
+
+    Args:
+        num_workers: processes that write a phantom, threads that decode images.
+        step: told of each step that may take long.
+
+    Raises:
+        PhantomError: the phantom's folder holds something else, or the disk is full.
+        DataError, StoreError: data are missing and cannot be made, or are broken.
+    """
+    root = Path(data.root)
+    preset = phantom_preset(root)
+    if preset is not None and not store_path(data).is_dir() and read_phantom_config(root) is None:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{root}.lock"):
+            generate(PRESETS[preset], root, num_workers=num_workers, progress=step(f"phantom '{preset}'"))
+    return prepare(data, num_workers, step(f"store of {root.name}"))
