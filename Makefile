@@ -148,8 +148,8 @@ lock: $(ENVIRONMENT)  ## Renew requirements.lock and environment.yml after a cha
 	    > environment.yml.new
 	@rm requirements.lock.uv; mv environment.yml.new environment.yml; mv requirements.lock.new requirements.lock
 
-clean:  ## Remove the environment, caches and built results; data and the tracking store stay
-	rm -rf $(VENV) build results .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+clean:  ## Remove the environment, caches and build/; data, results and the tracking store stay
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find medst sweeps analysis tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## Print this
