@@ -571,7 +571,7 @@ def show_records(records: Iterator[Record], title: str, protocol: Protocol = Pro
     for name, value in tests.items():
         is_as_published = name.endswith("as_published")
         if protocol is Protocol.both or is_as_published == (protocol is Protocol.as_published):
-            _, job, metric = name.split("/", 2)
+            job, _, metric = name.removeprefix("test/").partition("/")
             table.add_row(job, metric, f"{value:.4f}")
     Console().print(table)
     for name, reason in skipped.items():

@@ -14,9 +14,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tracking_fixtures import fake_trial, fresh_place
 
-from medst import cli
+from medst import cli, trial
 from medst.config import Config, flatten, known_keys, load_config
+from medst.data import provision
+from medst.data.phantom import PRESETS
+from sweeps.commands import plan_sweep
 
 
 def medst(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -148,6 +152,35 @@ def test_debug_shows_where_the_error_comes_from(repository: Path) -> None:
 
 def test_an_unknown_option_is_refused(run: Run) -> None:
     assert run("config", "show", "--sett", "seed=1")[0] == 2
+
+
+# ---- A tracked trial ---------------------------------------------------------------------------------------------
+
+
+def test_a_tracked_trial_is_the_one_that_a_sweep_would_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    """From nothing but an experiment file: the phantom is written, the trial tracked, the study finds it finished."""
+    few = PRESETS["smoke"].model_copy(update={
+        "num_train": 4, "num_validate": 2, "num_test": 2, "num_rsna": 2, "num_covidx_train": 3, "num_covidx_test": 3,
+        "num_sentence_pairs": 4})
+    monkeypatch.setattr(provision, "PRESETS", {"smoke": few})
+    monkeypatch.setattr(trial, "run_trial", fake_trial)
+    # One process writes the phantom: spawned ones would not see the small preset.
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", fresh_place(tmp_path).uri)
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text("data: {root: data/phantom/smoke}\n")
+    Path("alone.yaml").write_text("name: alone\nquestion: q\nbase: [base.yaml]\nreference: full\n"
+                                  "primary_metric: test/score\nseeds: [0, 1]\narms: {full: {}}\n")
+    monkeypatch.setattr(sys, "argv", ["medst", "train", "base.yaml", "--track"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert not caught.value.code, capsys.readouterr().err
+    assert plan_sweep("alone.yaml", executor="inline") == 0
+    assert "2 trials; 1 finished, 1 to run" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "is computed once" in capsys.readouterr().err.replace("\n", " ")
 
 
 # ---- Dashboard ---------------------------------------------------------------------------------------------------
