@@ -139,7 +139,7 @@ def markdown(table: ResultTable) -> str:
                 cells = _detailed_line(table, panel, row, _markdown_mark)
             else:
                 pairs = [_two_lines(row, metric, _markdown_mark) for metric in panel.metrics]
-                cells = [row.arm, *("<br>".join(filter(None, pair)) for pair in pairs)]
+                cells = [row.arm, *(f"{level} (Δ {change})" if change else level for level, change in pairs)]
             lines.append("| " + " | ".join([_markdown_escape(cells[0]), *cells[1:]]) + " |")
         parts += ([f"**{_markdown_escape(panel.title)}**"] if panel.title else []) + ["\n".join(lines)]
     if table.verdicts:

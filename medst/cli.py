@@ -184,11 +184,12 @@ def find_store(path: Path) -> DataConfig | None:
 def data_contact_sheet(
     path: Annotated[Path, typer.Argument(help="A phantom data root.")],
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("contact_sheet.png"),
+    patients: Annotated[int, typer.Option(min=1, help="Test patients to draw.")] = 12,
 ) -> None:
-    """Draw a dozen patients over time, both views, with the report text."""
+    """Draw test patients over time: both views with the true boxes, and the words of the reports."""
     from medst.data.phantom.contact_sheet import contact_sheet
 
-    contact_sheet(path, out)
+    contact_sheet(path, out, patients)
     typer.echo(f"The contact sheet is {out}.")
 
 

@@ -352,10 +352,11 @@ def describe_study(study: Study) -> str:
               + ", ".join(f"`{entry}`" for entry in study.base), "",
               f"**Primary metric** `{file.primary_metric}`"]
     if file.secondary_metrics:
-        lines.append("; secondary: " + ", ".join(f"`{metric}`" for metric in file.secondary_metrics))
-    lines += ["", "**How to read it.** Every trial is a run of this experiment with the tag "
-              f"`study.{file.name}` = its arm. Filter with ``tags.`study.{file.name}` LIKE '%'`` and group by that "
-              "tag; `medst.seed` is the replicate. Trials that serve several studies are computed once. Tables and "
-              "figures are under Artifacts, `results/`; `plan.json` is the whole plan."]
+        lines += ["", "**Secondary metrics** " + ", ".join(f"`{metric}`" for metric in file.secondary_metrics)]
+    lines += ["", f"**How to read it.** Tables and figures are under Artifacts, `results/tables/{file.name}.md` first; "
+              "`plan.json` is the whole plan. Every trial is a run of this experiment with the tag "
+              f"`study.{file.name}` = its arm. To list them all, filter with ``tags.`study.{file.name}` LIKE '%'``; "
+              "add that tag and `medst.seed`, the replicate, as columns to sort by, or group by the tag. A trial that "
+              "serves several studies is computed once, and stands below the study that first needed it."]
     return "\n".join(lines)
 

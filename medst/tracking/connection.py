@@ -22,8 +22,17 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from medst.tracking import names
+
 EXPERIMENT = "medst"
 """The MLflow experiment of all trials and studies: studies share trials."""
+
+_EXPERIMENT_TAGS = {
+    names.EXPERIMENT_KIND: "custom_model_development",
+    names.NOTE: "Ablation studies of Med-ST. A run named `study: ...` holds the plan, tables and figures of one study; "
+                "the trials below it are named by arm and seed. All trials of a study, shared ones too: "
+                "``tags.`study.<name>` LIKE '%'``. Add the columns `medst.arm` and `medst.seed` to sort by them.",
+}
 
 _LOCAL_DATABASE = "sqlite:///"
 
@@ -90,7 +99,8 @@ def ensure_experiment(uri: str, name: str) -> str:
     if found is not None:
         return str(found.experiment_id)
     try:
-        return str(client(uri).create_experiment(name, artifact_location=artifact_location(uri)))
+        return str(client(uri).create_experiment(name, artifact_location=artifact_location(uri),
+                                                 tags=_EXPERIMENT_TAGS))
     except MlflowException as error:
         # Another process made it in between.
         if error.error_code == "RESOURCE_ALREADY_EXISTS" and (found := find_experiment(uri, name)) is not None:

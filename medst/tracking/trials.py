@@ -35,8 +35,12 @@ HEARTBEAT_SECONDS = 60.0
 PATIENCE_SECONDS = 90.0
 """How long the end of a trial waits for an absent store; then the spool waits for the next start."""
 
+_SHOWN_ENVIRONMENT = ("python", "cpu", "commit", "uncommitted_changes")
+"""What of the environment is a tag, to filter by; the whole is the artifact `environment.json`."""
+
 _NAME = re.compile(r"[\w\-. :/]{1,250}")
 _LONGEST_TAG = 5000
+_LONGEST_REASON = 2000
 _LONGEST_PARAM = 6000
 
 
@@ -68,10 +72,25 @@ class TrialDescription:
         tags = {names.ARM: self.arm, names.SEED: str(self.config.seed), names.SOURCE: self.source_fingerprint,
                 names.DATA: self.data_fingerprint, names.DATA_NAME: self.data_name, names.TORCH: self.torch_version}
         tags.update({f"{names.STUDY_PREFIX}{study}": arm for study, arm in self.studies.items()})
-        tags.update({f"environment.{name}": value for name, value in self.environment.items()})
+        tags.update({f"environment.{name}": self.environment[name] for name in _SHOWN_ENVIRONMENT
+                     if name in self.environment})
         if self.parent_run_id is not None:
             tags[names.PARENT] = self.parent_run_id
         return tags
+
+    def note(self, failure: str | None = None) -> str:
+        """The description of the run in Markdown, headed by why it failed if it did."""
+        roles = "; ".join(f"arm **{arm}** of study **{study}**" for study, arm in self.studies.items())
+        parts = [f"{roles or f'Trial **{self.arm}**'}, seed {self.config.seed}, on {self.data_name}."]
+        if failure is not None:
+            parts = [f"**Failed.** `{failure}`",
+                     f"The traceback is under Artifacts, `{names.TRACEBACK_ARTIFACT}`.", *parts]
+        parts.append("Under Model metrics, search `train/` for the loss terms over steps and `validation/` for "
+                     "held-out patients; `test/` are the downstream tasks at the last step (shares, 0 to 1), "
+                     f"`{names.FACT_METRIC_PREFIX}` sizes and counts, `cost/` seconds of computing. Under Artifacts, "
+                     f"`{names.CONFIG_ARTIFACT}` holds every setting, `{names.ENVIRONMENT_ARTIFACT}` the versions, "
+                     "`predictions/` the results for every example.")
+        return "\n\n".join(parts)
 
 
 def track(records: Iterator[Record], description: TrialDescription, place: TrackingPlace,
@@ -144,7 +163,8 @@ class _Writer:
             self._description.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
         self._spool.put_text(names.ENVIRONMENT_ARTIFACT,
                              json.dumps(dict(self._description.environment), indent=1, ensure_ascii=False))
-        self._append(tags={names.STATE: names.TrialState.RUNNING.value, names.ATTEMPTS: str(self._spool.attempt)},
+        self._append(tags={names.STATE: names.TrialState.RUNNING.value, names.ATTEMPTS: str(self._spool.attempt),
+                           names.NOTE: self._description.note()},
                      artifacts=(names.CONFIG_ARTIFACT, names.ENVIRONMENT_ARTIFACT))
         for params in batches_of({key: _as_text(value)[:_LONGEST_PARAM] for key, value in flat.items()}, BATCH_OTHERS):
             self._append(params=params)
@@ -221,7 +241,9 @@ class _Writer:
         if self._description.is_credentialed:
             reason, story = without_identifiers(reason), without_identifiers(story)
         self._spool.put_text(names.TRACEBACK_ARTIFACT, story)
-        self._append(tags={names.FAILURE: reason[:_LONGEST_TAG]}, artifacts=(names.TRACEBACK_ARTIFACT,))
+        self._append(tags={names.FAILURE: reason[:_LONGEST_TAG],
+                           names.NOTE: self._description.note(reason[:_LONGEST_REASON])},
+                     artifacts=(names.TRACEBACK_ARTIFACT,))
         self.end(names.TrialState.FAILED.value, {})
 
     def end(self, state: str, metrics: Mapping[str, float]) -> None:
