@@ -80,7 +80,7 @@ $(STAMP): requirements.lock pyproject.toml
 # ---- Experiments -------------------------------------------------------------------------------------------------
 
 .PHONY: sweep plan paper smoke
-sweep: $(ENVIRONMENT)  ## Run an ablation study and print its tables. SWEEP=overview BASE= DATA= EXECUTOR= ARGS="--set training.epochs=2"
+sweep: $(ENVIRONMENT)  ## Run an ablation study (SWEEP=overview) and print its tables; run again to go on
 	@$(MEDST) sweep run $(SWEEP) $(SWEEP_OPTIONS)
 
 plan: $(ENVIRONMENT)  ## Print what `make sweep` would run, what is done already and how long it takes
@@ -93,7 +93,7 @@ paper: $(ENVIRONMENT)  ## Run all full studies, then make every table and figure
 # In a project folder of its own, so that its numbers never stand among real ones.
 smoke: $(ENVIRONMENT)  ## A miniature of the whole path in 90 s, in build/smoke: data, sweep, tables, figures
 	@rm -rf build/smoke; mkdir -p build/smoke; cd build/smoke; unset MLFLOW_TRACKING_URI; \
-	$(MEDST) sweep run smoke --base "$(CURDIR)/experiments/phantom_smoke.yaml" $(if $(EXECUTOR),--executor $(EXECUTOR)) $(ARGS)
+	$(MEDST) sweep run smoke --base ../../experiments/phantom_smoke.yaml $(if $(EXECUTOR),--executor $(EXECUTOR)) $(ARGS)
 
 # ---- Results -----------------------------------------------------------------------------------------------------
 
@@ -157,5 +157,7 @@ help:  ## Print this
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "Studies: $(basename $(notdir $(wildcard sweeps/*.yaml)))"
+	@echo "Studies, for SWEEP=: $(basename $(notdir $(wildcard sweeps/*.yaml)))"
+	@echo "Also for sweep, plan, paper: DATA=folder of the data sets, BASE=experiment under all arms,"
+	@echo "  EXECUTOR=ray|inline, ARGS=\"--set training.epochs=2\" (any option of: medst sweep run --help)"
 	@echo "An own environment instead of $(VENV): make MEDST_PYTHON=/path/to/python <target>"

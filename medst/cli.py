@@ -53,7 +53,7 @@ Assignments = Annotated[
 DataRoot = Annotated[
     Path | None, typer.Option("--data", help="Folder of the data sets.", show_default="data.root of the settings")
 ]
-Threads = Annotated[int, typer.Option(min=1, help="Processor threads; numbers are the same bit for bit with one.")]
+Threads = Annotated[int, typer.Option(min=1, help="Processor threads. With one, a trial repeats bit for bit.")]
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="A study of sweeps/, or the path of a study file.")]
 Base = Annotated[
     Path | None, typer.Option("--base", help="Experiment under all arms.", show_default="as the study says")
@@ -61,12 +61,13 @@ Base = Annotated[
 
 app = typer.Typer(
     name="medst",
-    help="Med-ST: pre-training on chest X-ray studies over views and time, and its ablation studies.",
+    help="Med-ST: pre-training on chest X-ray studies over views and time, and its ablation studies. "
+    "Start with: medst sweep overview",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(no_args_is_help=True, help="Write phantom data; look at phantom or real data.")
+data_app = typer.Typer(no_args_is_help=True, help="Write the phantom data; prepare and look at phantom or real data.")
 sweep_app = typer.Typer(no_args_is_help=True, help="Ablation studies. `medst sweep STUDY` is `medst sweep run STUDY`.")
 config_app = typer.Typer(help="Settings: all of them with default and meaning, or those of one experiment.")
 app.add_typer(data_app, name="data")
@@ -146,15 +147,15 @@ def data_prepare(
 
 @data_app.command("inspect")
 def data_inspect(path: Annotated[Path, typer.Argument(help="A data root or a prepared store.")]) -> None:
-    """Print counts, marginals, problems, and how hard the data are for a linear probe on pixels."""
+    """Print counts, problems, and how hard the data are; for a phantom also its frequencies beside MIMIC-CXR's."""
     from medst.data.inspect import inspect
 
     typer.echo(inspect(path), nl=False)
     if (path / "truth").is_dir():
         from medst.data.phantom.marginals import marginals
 
-        typer.echo("\nThe phantom beside what is published of MIMIC-CXR (nan: nothing is)")
-        typer.echo(marginals(path).to_string(index=False, float_format="{:.3f}".format))
+        typer.echo("\nThe phantom beside MIMIC-CXR (verified: checked against a source; unverified: from memory)")
+        typer.echo(marginals(path).to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
     found = find_store(path)
     if found is None:
         typer.echo(f"\nHow hard the findings are shows once the images are decoded: medst data prepare --data {path}")
@@ -198,7 +199,7 @@ def data_contact_sheet(
 
 @app.command("train")
 def train(
-    experiments: Annotated[list[Path], typer.Argument(metavar="EXPERIMENT.yaml", help="Later over earlier files.")],
+    experiments: Annotated[list[Path], typer.Argument(metavar="EXPERIMENT.yaml", help="Settings; later files win.")],
     assignments: Assignments = None,
     data: DataRoot = None,
     out: Annotated[
@@ -323,7 +324,7 @@ def sweep_run(
     jobs: Jobs = None,
     retry_failed: RetryFailed = False,
 ) -> None:
-    """Run what is missing of a study, then print its tables."""
+    """Run the trials of a study that are not finished yet, then print its tables. Stopped or killed: run it again."""
     from sweeps.commands import FINISHED_CODE, INTERRUPTED_CODE, run_sweep
 
     code = run_sweep(study, assignments or [], executor=executor.value, jobs=jobs, base=base, data_root=data,

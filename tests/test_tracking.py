@@ -225,12 +225,14 @@ def test_a_failed_trial_keeps_reason_traceback_and_config_and_can_be_tried_again
     assert row["reason"] == "FloatingPointError: step 2: loss/local is not finite"
     path = reading.artifact_path(row["run_id"], "failure/traceback.txt", place.uri)
     assert "in failing" in path.read_text()
+    assert "Failed" in row["tags.mlflow.note.content"] and "loss/local" in row["tags.mlflow.note.content"]
     assert load_config_of(row["run_id"], place.uri) == Config()
 
     run(place)
     again = load_runs(place.uri)
     assert len(again) == 1
     assert again.iloc[0]["state"] == "finished" and again.iloc[0]["reason"] is None
+    assert "Failed" not in again.iloc[0]["tags.mlflow.note.content"]
     assert again.iloc[0]["tags.medst.attempts"] == "2"
     assert metric_history([row["run_id"]], ["train/loss"], place.uri)["value"].iloc[0] == 1.0, "the first value stands"
 

@@ -30,9 +30,10 @@ _LINE_HEIGHT = 0.142
 _TITLE_HEIGHT = 0.24
 _HEAD_HEIGHT = 0.34
 _GAP = 0.3
-_LINE_CHARACTERS = 44
-_SECTION_LINES = {"INDICATION": 2, "FINDINGS": 9, "IMPRESSION": 6}
+_LINE_CHARACTERS = 39
+_SECTION_LINES = {"INDICATION": 2, "FINDINGS": 9, "IMPRESSION": 7, "FINDINGS AND IMPRESSION": 16}
 """Section of a report that is shown -> the lines it may take; a longer one ends in an ellipsis."""
+_TEXT_LINES = 18
 _COLOURS = {"consolidation": "#e69f00", "edema": "#56b4e9", "pleural_effusion": "#009e73", "pneumonia": "#cc79a7",
             "pneumothorax": "#d55e00"}
 
@@ -56,7 +57,7 @@ def contact_sheet(root: Path, path_png: Path, num_patients: int = 12) -> Path:
     patients = _choose(studies, metadata, num_patients)
     abreast = min(_PANELS_ABREAST, len(patients))
     rows = -(-len(patients) // abreast)
-    text_height = _LINE_HEIGHT * (sum(_SECTION_LINES.values()) + 0.5)
+    text_height = _LINE_HEIGHT * (_TEXT_LINES + 0.5)
     panel = (_STUDIES_SHOWN * _CELL_WIDTH, _HEAD_HEIGHT + 2 * (_TITLE_HEIGHT + _IMAGE_HEIGHT) + text_height)
     width = abreast * panel[0] + (abreast + 1) * _GAP
     height = _HEAD_HEIGHT + rows * panel[1] + (rows + 1) * _GAP

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
-# Johnson et al. 2019 (MIMIC-CXR, Scientific Data 6:317): 377110 images, 227835 studies, 65379 patients.
-# View positions as counted in mimic-cxr-2.0.0-metadata.csv.gz: AP 147173, PA 96161, LATERAL 82853, LL 35133,
-# without a view or of another 15790. Labels: share of 227827 studies by the CheXpert labeller (Johnson et al.
-# 2019, MIMIC-CXR-JPG, arXiv:1901.07042, table of label frequencies).
+# Johnson et al. 2019 (MIMIC-CXR, Scientific Data 6:317): 377110 images, 227835 studies, 65379 patients. Verified.
+# View positions in mimic-cxr-2.0.0-metadata.csv.gz: AP 147173, PA 96161, LATERAL 82853, LL 35133. Verified to the
+# digits shown: users of the file report 147169, 96155, 82852, 35129 and 21 of other views
+# (github.com/StanfordMIMI/RoentGen-v2/issues/3) and 15769 without a view (github.com/MIT-LCP/mimic-cxr/issues/15);
+# the four counts with those 21 and 15769 are exactly the 377110 images.
 _PUBLISHED_IMAGES = 377_110
 _PUBLISHED = {
     "studies per patient": 227_835 / 65_379,
@@ -23,7 +24,9 @@ _PUBLISHED = {
     "share of images LL": 35_133 / _PUBLISHED_IMAGES,
     "share of frontals AP": 147_173 / (147_173 + 96_161),
 }
-_PUBLISHED_POSITIVE = {
+# Share of the 227827 labelled studies by the CheXpert labeller, as remembered from Johnson et al. 2019
+# (MIMIC-CXR-JPG, arXiv:1901.07042). Not verified: neither the paper's table nor a count of the file was at hand.
+_UNVERIFIED_POSITIVE = {
     "Atelectasis": 0.201, "Cardiomegaly": 0.197, "Consolidation": 0.047, "Edema": 0.119,
     "Enlarged Cardiomediastinum": 0.032, "Fracture": 0.019, "Lung Lesion": 0.028, "Lung Opacity": 0.226,
     "No Finding": 0.331, "Pleural Effusion": 0.238, "Pleural Other": 0.009, "Pneumonia": 0.073,
@@ -37,7 +40,8 @@ def marginals(out: Path) -> pd.DataFrame:
     """Frequencies of a phantom's views, sequences, labels and words.
 
     Returns:
-        Columns `quantity`, `phantom`, `published`; the last is NaN where nothing is published.
+        Columns `quantity`, `phantom`, `published` (NaN where nothing is known) and `source`: "verified" where the
+        number for MIMIC-CXR was found in a source besides memory, else "unverified", or "" where there is none.
     """
     mimic = out / "mimic-cxr-jpg"
     metadata = pd.read_csv(mimic / "mimic-cxr-2.0.0-metadata.csv.gz")
@@ -58,13 +62,15 @@ def marginals(out: Path) -> pd.DataFrame:
         "longest sequence": float(lengths.max()),
         "share of training studies in windows of 4": float((lengths // 4 * 4).sum() / lengths.sum()),
     }
-    rows = [(name, value, _PUBLISHED.get(name, float("nan"))) for name, value in values.items()]
-    rows += [(f"positive: {label}", float((labels[label] == 1).mean()), share)
-             for label, share in _PUBLISHED_POSITIVE.items()]
-    rows += [(f"uncertain: {label}", float((labels[label] == -1).mean()), float("nan"))
-             for label in _PUBLISHED_POSITIVE if label != "No Finding"]
-    rows += [(f"reports with the word '{word}'", share, float("nan")) for word, share in _word_shares(out).items()]
-    return pd.DataFrame(rows, columns=["quantity", "phantom", "published"])
+    unknown = float("nan")
+    rows = [(name, value, _PUBLISHED.get(name, unknown), "verified" if name in _PUBLISHED else "")
+            for name, value in values.items()]
+    rows += [(f"positive: {label}", float((labels[label] == 1).mean()), share, "unverified")
+             for label, share in _UNVERIFIED_POSITIVE.items()]
+    rows += [(f"uncertain: {label}", float((labels[label] == -1).mean()), unknown, "")
+             for label in _UNVERIFIED_POSITIVE if label != "No Finding"]
+    rows += [(f"reports with the word '{word}'", share, unknown, "") for word, share in _word_shares(out).items()]
+    return pd.DataFrame(rows, columns=["quantity", "phantom", "published", "source"])
 
 
 def _word_shares(out: Path) -> dict[str, float]:
