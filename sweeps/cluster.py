@@ -46,6 +46,8 @@ MAX_LOST_WORKERS = 3
 """How often a trial whose worker vanished starts again within one sweep."""
 MAX_FITS = 4
 """How often Tune itself is started again after it gave up (a kill by Ray's memory monitor makes it do so)."""
+MAX_STARTS = 3
+"""How often a local Ray is started before we give up."""
 _OBJECT_STORE_BYTES = 100 * 1024**2
 """Specifications and reports are all that passes through it."""
 
@@ -120,11 +122,25 @@ def _ray(num_parallel: int) -> Iterator[None]:
         del quiet["include_dashboard"]
         ray.init(**quiet)
     else:
-        ray.init(address="local", num_cpus=num_parallel, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+        _start_local(num_cpus=num_parallel, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_local(**settings: Any) -> None:
+    """Start a Ray of our own; again where a busy machine was slower than the 30 s that Ray allows."""
+    for start in range(MAX_STARTS):
+        try:
+            ray.init(address="local", **settings)
+            return
+        except Exception as error:
+            ray.shutdown()
+            # Ray has no class of its own for a start that took too long.
+            if type(error) is not Exception or start == MAX_STARTS - 1:
+                raise
+            logging.getLogger(__name__).warning("Ray did not start in time; once more")
 
 
 def run_on_ray(specs: Sequence[TrialSpec], view: LiveView, folder: Path, num_parallel: int,

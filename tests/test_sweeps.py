@@ -25,7 +25,7 @@ from medst.tracking.connection import client
 from sweeps import commands
 from sweeps.commands import StudyBusyError, plan_sweep, run_sweep
 from sweeps.ledger import read_ledger
-from sweeps.live import duration
+from sweeps.live import LiveView, duration
 from sweeps.study import StudyError, find_study, load_study, plan_document
 from sweeps.trials import DataFacts, absolute_places, expand, specify, store_id
 
@@ -415,6 +415,38 @@ def test_planning_runs_and_writes_nothing(study: Path) -> None:
 
 def test_durations_read_well() -> None:
     assert [duration(seconds) for seconds in (12.4, 200, 1500, 7500)] == ["12 s", "3 min 20 s", "25 min", "2 h 05 min"]
+
+
+@pytest.mark.parametrize(("failures", "starts"), [
+    ([Exception("timed out during startup")], 2), ([Exception("timed out during startup")] * 3, 3),
+    ([ValueError("wrong setting")], 1)])
+def test_a_slow_start_of_ray_is_tried_again(failures: list[Exception], starts: int,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from sweeps import cluster
+
+    calls = []
+
+    def init(**settings: Any) -> None:
+        calls.append(settings["num_cpus"])
+        if len(calls) <= len(failures):
+            raise failures[len(calls) - 1]
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def start() -> None:
+        assert cluster.run_on_ray([], LiveView("tiny", 0, 1.0, 1, Console(file=StringIO())), Path("none"), 2) == []
+
+    if starts > len(failures):
+        start()
+    else:
+        with pytest.raises(type(failures[-1]), match=str(failures[-1])):
+            start()
+    assert calls == [2] * starts
 
 
 def test_ray_runs_a_study_and_survives_a_lost_worker(study: Path) -> None:
