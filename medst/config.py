@@ -82,7 +82,7 @@ class ImageEncoderConfig(Section):
     """timm name whose pretrained weights initialise the encoder; None: random initialisation."""
     patch_size: Count = 8
     stem: Literal["patch", "conv"] = "patch"
-    """patch: one strided convolution; conv: 3x3 stride-2 convolutions down to `patch_size`."""
+    """patch: one strided convolution; conv: a 4x4 stride-4 convolution, then 3x3 stride-2 ones down to `patch_size`."""
     width: Count = 64
     num_layers: Count = 3
     num_heads: Count = 4
@@ -220,6 +220,9 @@ class EvaluationConfig(Section):
     """Validation losses every so many epochs."""
     prompt_joining: Behaviour = "corrected"
     """released: the sentences of a prompt are joined without a space."""
+    equalisation: Behaviour = "corrected"
+    """released: RSNA and COVIDx images are judged as they are; corrected: with equalised histograms, as the images of
+    MIMIC-CXR-JPG, on which the model was trained, have them."""
     track_embeddings: bool = False
     """Track image embeddings of the test sequences as an artifact (figures)."""
     track_attention: bool = False
@@ -247,8 +250,8 @@ class Config(Section):
                f"data.crop_size={data.crop_size} is larger than data.image_size={data.image_size}")
         refuse(data.crop_size % model.image.patch_size != 0,
                f"data.crop_size={data.crop_size} is not a multiple of model.image.patch_size={model.image.patch_size}")
-        refuse(model.image.stem == "conv" and model.image.patch_size & (model.image.patch_size - 1) != 0,
-               f"model.image.patch_size={model.image.patch_size} is not a power of two, which stem=conv needs")
+        refuse(model.image.stem == "conv" and model.image.patch_size not in (4, 8, 16, 32, 64),
+               f"model.image.patch_size={model.image.patch_size} is not 4, 8, 16, 32 or 64, as stem=conv needs")
         refuse(model.image.width % model.image.num_heads != 0,
                f"model.image.width={model.image.width} is not a multiple of num_heads={model.image.num_heads}")
         refuse(model.text.width % model.text.num_heads != 0,
@@ -312,7 +315,8 @@ def _explain(error: ValidationError, source: str) -> ConfigError:
         else:
             value = problem.get("input")
             shown = "" if isinstance(value, Mapping) else f" (got {value!r}, a {type(value).__name__})"
-            lines.append(f"{source}: {path + ': ' if path else ''}{problem['msg'].removeprefix('Value error, ')}{shown}")
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{source}: {path + ': ' if path else ''}{message}{shown}")
     return ConfigError("\n".join(lines))
 
 

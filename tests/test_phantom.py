@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from medst.data.images import equalise, equalise_squares
 from medst.data.phantom import PRESETS, PhantomConfig, PhantomError, generate, load_preset, read_phantom_config
 from medst.data.phantom import write as write_module
 from medst.data.phantom.anatomy import INDEX, SOFT, Thorax, build_thorax, draw_body, make_ellipsoids
@@ -39,7 +40,6 @@ from medst.data.phantom.course import (
 from medst.data.phantom.imaging import (
     Camera,
     ViewName,
-    equalise,
     expose,
     find_box,
     flatten,
@@ -315,6 +315,15 @@ def test_equalisation_flattens_the_histogram_and_keeps_the_order() -> None:
     assert abs(flat.mean() - 127.5) < 6 and flat.min() == 0 and flat.max() == 255
     order = np.argsort(pixels, axis=None, kind="stable")
     assert (np.diff(flat.ravel()[order].astype(int)) >= 0).all()
+
+
+def test_equalisation_of_squares_spares_the_padding() -> None:
+    picture = np.random.default_rng(0).integers(60, 120, (64, 40)).astype(np.uint8)
+    square = np.zeros((64, 64), dtype=np.uint8)
+    square[:, 12:52] = picture
+    equalised, empty = equalise_squares(np.stack([square, np.zeros_like(square)]))
+    assert (equalised[:, 12:52] == equalise(picture)).all()
+    assert equalised[:, :12].max() == 0 and equalised[:, 52:].max() == 0 and empty.max() == 0
 
 
 def test_soft_tissue_is_not_counted_twice() -> None:

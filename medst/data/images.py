@@ -77,6 +77,26 @@ def square_box(box: np.ndarray, width: np.ndarray | int, height: np.ndarray | in
     return np.stack([x * scale_x + left, y * scale_y + top, w * scale_x, h * scale_y], axis=-1) / size
 
 
+def equalise(pixels: np.ndarray) -> np.ndarray:
+    """Equalise the histogram of a uint8 image, as MIMIC-CXR-JPG's images have it (Johnson et al., 2019)."""
+    cumulative = np.bincount(pixels.ravel(), minlength=256).cumsum()
+    lowest = cumulative[pixels.min()]
+    span = max(int(pixels.size - lowest), 1)
+    table = np.clip(np.rint((cumulative - lowest) * 255.0 / span), 0, 255).astype(np.uint8)
+    return table[pixels]
+
+
+def equalise_squares(squares: np.ndarray) -> np.ndarray:
+    """(N, S, S) uint8 zero-padded squares with the histogram of each picture equalised; the padding stays zero."""
+    equalised = np.zeros_like(squares)
+    for square, result in zip(squares, equalised, strict=True):
+        rows, columns = np.flatnonzero(square.any(axis=1)), np.flatnonzero(square.any(axis=0))
+        if len(rows):
+            picture = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+            result[picture] = equalise(square[picture])
+    return equalised
+
+
 def _placement(width: np.ndarray | int, height: np.ndarray | int,
                size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Size of the scaled image, left and top margin; the short side is rounded down to whole pixels, as published."""

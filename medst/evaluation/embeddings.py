@@ -17,6 +17,7 @@ from torch.nn.functional import relu
 
 from medst.config import Config
 from medst.data.batch import FRONTAL_VIEWS, LATERAL_VIEWS, VIEWS
+from medst.data.images import equalise_squares
 from medst.data.loader import centre_crop
 from medst.data.store import Store
 from medst.data.tokenizer import Tokenizer
@@ -177,7 +178,10 @@ class EmbeddingCache:
             yield rows[start:start + size]
 
     def _pixels(self, name: ImageSet, rows: np.ndarray) -> Tensor:
-        return centre_crop(self.images(name)[rows], self._config.data.crop_size, self._device)
+        images = self.images(name)[rows]
+        if name != "mimic" and self._config.evaluation.equalisation == "corrected":
+            images = equalise_squares(images)
+        return centre_crop(images, self._config.data.crop_size, self._device)
 
     def _view_codes(self, name: ImageSet, projection: Literal["frontal", "lateral"]) -> np.ndarray:
         """(N,) int64 view code of every image, as a view of that projection; unknown ones as PA or LATERAL."""

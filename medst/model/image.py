@@ -26,24 +26,28 @@ from medst.model.outputs import ImageFeatures
 from medst.model.routing import TokenLayout, arrange
 
 _NORM_EPSILON = 1e-6
+_POSITION_DEVIATION = 0.3
+"""Tokens leave the stem with a deviation near 1: positions far below that are learned too late to tell places apart."""
 _UNKNOWN_LATERAL = VIEWS.index("LATERAL")
 
 
 class ConvolutionalStem(nn.Module):
-    """3x3 convolutions of stride 2 down to the patch grid, then a 1x1 convolution (Xiao et al., 2021).
+    """A 4x4 convolution of stride 4, 3x3 ones of stride 2 down to the patch grid, a 1x1 one (after Xiao et al., 2021).
 
-    Group norm with one group stands in for batch norm, so that an image's tokens depend on that image alone.
+    Batch norm, since it learns faster than group norm here; in evaluation mode an image's tokens depend on it alone.
     """
 
     def __init__(self, patch_size: int, num_channels: int, width: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        num_halvings = int(math.log2(patch_size))
         channels = num_channels
-        for index in range(num_halvings):
-            target = max(8, width >> (num_halvings - index))
-            layers += [nn.Conv2d(channels, target, 3, stride=2, padding=1, bias=False), nn.GroupNorm(1, target),
-                       nn.ReLU()]
+        num_layers = int(math.log2(patch_size)) - 1
+        for index in range(num_layers):
+            # The first convolution takes whole 4x4 squares: half the work of two of stride 2, and it learned faster.
+            size, stride, padding = (4, 4, 0) if index == 0 else (3, 2, 1)
+            target = max(8, width << 1 >> (num_layers - 1 - index))
+            layers += [nn.Conv2d(channels, target, size, stride=stride, padding=padding, bias=False),
+                       nn.BatchNorm2d(target), nn.ReLU()]
             channels = target
         # Weights and images in channels-last order: 8.4 instead of 11.5 ms forward and backward for 46 images on a CPU.
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, width, 1)).to(memory_format=torch.channels_last)
@@ -134,7 +138,7 @@ class ImageEncoder(nn.Module):
         with stream(seed, "image.tokens"):
             self.cls_token = nn.Parameter(torch.empty(1, 1, image.width).normal_(std=1e-6))
             self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.num_patches, image.width))
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+            nn.init.trunc_normal_(self.pos_embed, std=_POSITION_DEVIATION)
         self.blocks = nn.ModuleList(
             [Block(image, experts, seed=seed, name=f"image.blocks.{index}", copies=initialisation == "corrected")
              for index in range(image.num_layers)]

@@ -24,10 +24,14 @@ def stream(seed: int, name: str) -> Iterator[None]:
 
 
 def initialise_transformer(module: nn.Module) -> None:
-    """Vision-transformer initialisation in place: truncated normal (0.02) weights, zero biases, unit norms."""
+    """Vision-transformer initialisation in place: Glorot-uniform weights, zero biases, unit norms.
+
+    As in the original vision transformer (Dosovitskiy et al., 2021). The customary normal of 0.02 is made for a width
+    of 768, where the two nearly agree; at a width of 64 it is four times too small to learn from in a few hundred steps.
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear):
-            nn.init.trunc_normal_(part.weight, std=0.02)
+            nn.init.xavier_uniform_(part.weight)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
         elif isinstance(part, nn.LayerNorm):

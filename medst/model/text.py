@@ -30,6 +30,8 @@ def bert_config(text: TextEncoderConfig, vocabulary_size: int, max_positions: in
         hidden_dropout_prob=text.dropout,
         attention_probs_dropout_prob=text.dropout,
         max_position_embeddings=max_positions,
+        # BERT's 0.02 at its width of 768, and the same strength of signal at others.
+        initializer_range=0.02 * (768 / text.width) ** 0.5,
     )
 
 

@@ -388,7 +388,7 @@ def _airspace(builder: _Builder, number: int, finding: Finding, lung: int, lungs
         if pattern == "consolidation":
             spread, size, fill, thickness = 1.6 + 1.9 * severity, 1.6 + 1.2 * severity, 0.22 + 0.75 * severity, 9.0
         else:
-            spread, size, fill, thickness = 2.5 + 1.6 * severity, 1.25 + 0.75 * severity, 0.28 + 0.7 * severity, 6.0
+            spread, size, fill, thickness = 2.5 + 1.9 * severity, 1.5 + 1.0 * severity, 0.42 + 0.58 * severity, 9.0
         flatten = np.ones(3)
     first = len(builder.rows)
     for offset, anchor in zip(blobs, np.resize(anchors, (len(blobs), 3)), strict=True):

@@ -320,6 +320,6 @@ def draw_visitor(config: PhantomConfig, group: int, index: int, findings: tuple[
 
 
 def draw_opacity(name: FindingName, rng: np.random.Generator) -> Finding:
-    """Pneumonia or consolidation somewhere, of any severity, visible on the frontal."""
+    """Pneumonia or consolidation that readers of the frontal alone would mark: they label what they see."""
     side, zone = _draw_place(name, False, rng)
-    return Finding(name, 0.15 + 0.8 * float(rng.beta(1.8, 1.8)), side, zone)
+    return Finding(name, 0.35 + 0.6 * float(rng.beta(1.8, 1.8)), side, zone)

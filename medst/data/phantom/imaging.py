@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from medst.data.images import equalise
 from medst.data.phantom.anatomy import BONE, INDEX, LEFT, LUNG, RIB, RIGHT, SOFT, Opacity, PleuralSpace, Points, Thorax
 from medst.data.phantom.course import Study
 from medst.data.phantom.presets import PhantomConfig
@@ -46,10 +47,10 @@ class Technique:
 
 TECHNIQUES: dict[str, dict[ViewName, Technique]] = {
     "first": {
-        "PA": Technique(180, 41, 1.0, 0.94, 15, 16_000, 0.35),
-        "AP": Technique(100, 46, 0.92, 1.0, 15, 9_000, 0.7),
-        "LL": Technique(180, 42, 1.0, 0.84, 21, 22_000, 0.45),
-        "LATERAL": Technique(180, 41, 1.0, 0.86, 21, 16_000, 0.6),
+        "PA": Technique(180, 37, 1.0, 0.94, 15, 16_000, 0.35),
+        "AP": Technique(100, 42, 0.92, 1.0, 15, 9_000, 0.7),
+        "LL": Technique(180, 38, 1.0, 0.84, 21, 22_000, 0.45),
+        "LATERAL": Technique(180, 38, 1.0, 0.86, 21, 16_000, 0.6),
     },
     "second": {
         "PA": Technique(150, 42, 1.0, 1.0, 16, 9_000, 0.5),
@@ -367,15 +368,6 @@ def expose(line_integral: Image, camera: Camera, config: PhantomConfig, rng: np.
 
 def to_bytes(image: Image, low: float, high: float) -> NDArray[np.uint8]:
     return (np.clip((image - low) / max(high - low, 1e-6), 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def equalise(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Histogram equalisation of 8-bit grey values, as MIMIC-CXR-JPG's images have it."""
-    cumulative = np.bincount(pixels.ravel(), minlength=256).cumsum()
-    lowest = cumulative[pixels.min()]
-    span = max(int(pixels.size - lowest), 1)
-    table = np.clip(np.rint((cumulative - lowest) * 255.0 / span), 0, 255).astype(np.uint8)
-    return table[pixels]
 
 
 _BOX_SHARE = 0.3

@@ -19,11 +19,11 @@ Weights = tuple[NonNegative, ...]
 class FindingRates(Section):
     """Share of studies that show the finding, about."""
 
-    consolidation: Fraction = 0.17
+    consolidation: Fraction = 0.20
     edema: Fraction = 0.24
     pleural_effusion: Fraction = 0.32
-    pneumonia: Fraction = 0.17
-    pneumothorax: Fraction = 0.13
+    pneumonia: Fraction = 0.20
+    pneumothorax: Fraction = 0.17
 
 
 class PhantomConfig(Section):
@@ -78,7 +78,7 @@ class PhantomConfig(Section):
     """second: other habitus, source distances, scatter and noise (transfer test)."""
 
     grammar: Literal["first", "second"] = "first"
-    change_words: Fraction = 0.7
+    change_words: Fraction = 0.85
     """How much the reports speak of change."""
     word_localisation: Fraction = 0.85
     """How well words localise: share of side and zone words that are kept."""
