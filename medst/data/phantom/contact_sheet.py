@@ -88,7 +88,7 @@ class _Sheet:
     width: float
     height: float
 
-    def write(self, left: float, top: float, words: str, size: float, **style: str) -> None:
+    def write(self, left: float, top: float, words: str, size: float, **style: Any) -> None:
         self.figure.text(left / self.width, 1 - top / self.height, words, fontsize=size, va="top", **style)
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
