@@ -27,7 +27,8 @@ def initialise_transformer(module: nn.Module) -> None:
     """Vision-transformer initialisation in place: Glorot-uniform weights, zero biases, unit norms.
 
     As in the original vision transformer (Dosovitskiy et al., 2021). The customary normal of 0.02 is made for a width
-    of 768, where the two nearly agree; at a width of 64 it is four times too small to learn from in a few hundred steps.
+    of 768, where the two nearly agree; at a width of 64 it is four times too small to learn from in a few hundred
+    steps.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):
