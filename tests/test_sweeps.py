@@ -175,7 +175,7 @@ def test_the_plan_tells_what_the_command_line_changed(project: Path) -> None:
 
 def test_every_metric_that_a_study_names_is_known_to_the_analysis(repository: Path) -> None:
     paths = sorted((repository / "sweeps").glob("*.yaml"))
-    assert len(paths) == 9
+    assert len(paths) == 10
     unknown = []
     for path in paths:
         file = load_study(path, project=repository).file
