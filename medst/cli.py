@@ -390,13 +390,17 @@ def dashboard(
 ) -> None:
     """Open MLflow on the tracking store, for this machine only."""
     from medst.tracking import default_uri
+    from medst.tracking.connection import EXPERIMENT, find_experiment
 
     uri = default_uri()
     if uri.startswith(("http://", "https://")):
         typer.echo(f"The tracking server serves its own dashboard: {uri}")
         return
     require_free_port(port)
-    typer.echo(f"Dashboard on http://127.0.0.1:{port} in a few seconds; Ctrl-C ends it. Store: {uri}")
+    experiment = find_experiment(uri, EXPERIMENT)
+    # Without the parameter MLflow opens on traces and prompts, where no run is to be seen.
+    page = f"/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning" if experiment else ""
+    typer.echo(f"Dashboard in a few seconds on http://127.0.0.1:{port}{page}\nCtrl-C ends it. Store: {uri}")
     # One worker and no job queue: a reviewer on this machine needs no more.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1",

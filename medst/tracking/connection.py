@@ -28,7 +28,6 @@ EXPERIMENT = "medst"
 """The MLflow experiment of all trials and studies: studies share trials."""
 
 _EXPERIMENT_TAGS = {
-    names.EXPERIMENT_KIND: "custom_model_development",
     names.NOTE: "Ablation studies of Med-ST. A run named `study: ...` holds the plan, tables and figures of one study; "
                 "the trials below it are named by arm and seed. All trials of a study, shared ones too: "
                 "``tags.`study.<name>` LIKE '%'``. Add the columns `medst.arm` and `medst.seed` to sort by them.",

@@ -30,8 +30,6 @@ TORCH = "medst.torch"
 PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"
 """The description, in Markdown, of a run or of the experiment."""
-EXPERIMENT_KIND = "mlflow.experimentKind"
-"""Which face of the dashboard opens: `custom_model_development` shows runs and curves instead of prompts and traces."""
 
 STUDY_PREFIX = "study."
 """`study.<name>` = the trial's arm in that study."""
