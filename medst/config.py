@@ -251,7 +251,7 @@ class Config(Section):
         refuse(data.crop_size % model.image.patch_size != 0,
                f"data.crop_size={data.crop_size} is not a multiple of model.image.patch_size={model.image.patch_size}")
         refuse(model.image.stem == "conv" and model.image.patch_size not in (4, 8, 16, 32, 64),
-               f"model.image.patch_size={model.image.patch_size} is not 4, 8, 16, 32 or 64, as stem=conv needs")
+               f"model.image.patch_size={model.image.patch_size}: not a power of two from 4 to 64, as stem=conv needs")
         refuse(model.image.width % model.image.num_heads != 0,
                f"model.image.width={model.image.width} is not a multiple of num_heads={model.image.num_heads}")
         refuse(model.text.width % model.text.num_heads != 0,

@@ -37,6 +37,8 @@ _NOUNS = {"consolidation": ("consolidation",), "edema": ("edema",), "pleural_eff
 def small_config(**overrides: object) -> Config:
     """A config that fits the images of the made-up store."""
     return load_config(overrides={"data.image_size": SIDE, "data.crop_size": CROP, "model.image.patch_size": PATCH,
+                                  # An image tells its row by its grey values.
+                                  "evaluation.equalisation": "released",
                                   **{key.replace("__", "."): value for key, value in overrides.items()}})
 
 

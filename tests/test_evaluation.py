@@ -8,10 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from oracle_world import (
     CROP,
     GRID,
     PATCH,
+    WIDTH,
+    OracleFeatures,
     OracleModel,
     OracleTokenizer,
     RandomModel,
@@ -20,8 +23,11 @@ from oracle_world import (
     make_world,
     small_config,
 )
+from torch import Tensor
 
 from medst.config import Config
+from medst.data.images import equalise_squares
+from medst.data.loader import centre_crop
 from medst.data.report_text import join_prompt
 from medst.evaluation import EVALUATORS, check_tasks, evaluate, evaluate_pixel_baseline
 from medst.evaluation.context import held_out
@@ -418,3 +424,23 @@ def _visited(world: World, run: Callable[[], object]) -> list[tuple[str, int]]:
     world.visited.clear()
     run()
     return list(world.visited)
+
+
+@pytest.mark.parametrize("behaviour", ["released", "corrected"])
+def test_images_of_other_collections_are_equalised_as_the_training_images_are(
+        world: World, behaviour: str) -> None:
+    seen: list[Tensor] = []
+
+    class Recorder(OracleModel):
+        def encode_images(self, frontal: Tensor, *rest: Tensor, **named: Tensor) -> OracleFeatures:
+            seen.append(frontal)
+            return OracleFeatures(torch.zeros(len(frontal), WIDTH), torch.zeros(len(frontal), 1, WIDTH))
+
+    context = make_context(world, small_config(evaluation__equalisation=behaviour), model=Recorder)
+    context.cache.frontal("rsna", [0, 1])
+    context.cache.frontal("mimic", [0, 1])
+    assert world.store.rsna is not None and world.store.mimic is not None
+    rsna = world.store.rsna.images[:2]
+    expected = equalise_squares(rsna) if behaviour == "corrected" else rsna
+    assert torch.equal(seen[0], centre_crop(expected, CROP))
+    assert torch.equal(seen[1], centre_crop(world.store.mimic.images[:2], CROP))

@@ -188,8 +188,8 @@ def test_every_study_of_the_project_loads(repository: Path) -> None:
     paths = sorted((repository / "sweeps").glob("*.yaml"))
     names = [load_study(path, project=repository).name for path in paths]
     assert names == [path.stem for path in paths]
-    assert set(names) == {"components", "curriculum", "experts", "fidelity", "lambda", "lateral_fraction", "overview",
-                          "sequence_length", "smoke"}
+    assert set(names) == {"components", "curriculum", "experts", "fidelity", "lambda", "lateral_fraction", "learning",
+                          "overview", "sequence_length", "smoke"}
 
 
 def test_the_fidelity_study_turns_every_switch(repository: Path) -> None:
