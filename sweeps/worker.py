@@ -15,10 +15,6 @@ from medst.records import Progress, Record
 from medst.tracking import TrialState, track
 from sweeps.trials import TrialSpec
 
-_M_ARENA_MAX = -8
-"""Name of the setting in glibc's malloc.h."""
-_NUM_ARENAS = 2
-
 TrialFunction = Callable[[Config, Path | None], Iterator[Record]]
 """(config, checkpoint folder) -> records; `medst.trial.run_trial` unless a test says otherwise."""
 
@@ -40,14 +36,16 @@ def default_trial_function() -> TrialFunction:
     return run_trial
 
 
-def _share_heaps() -> None:
-    """Have all threads share two heaps, where the C library is glibc.
+def _give_memory_back() -> None:
+    """Return what a trial held to the system, for the next trial of this process.
 
-    Ray runs every trial in a new thread; a heap of its own for each would keep what the trial freed, 75 MB a trial.
+    Its tensors hang in reference cycles, and among a million older objects the collector comes too seldom. Ray runs
+    every trial in a new thread, whose heap glibc keeps full of freed pages unless it is asked to trim.
     """
+    gc.collect()
     library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        library.mallopt(_M_ARENA_MAX, _NUM_ARENAS)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 def execute(spec: TrialSpec, trial_function: TrialFunction, on_progress: Callable[[Progress], None]) -> Outcome:
@@ -61,7 +59,6 @@ def execute(spec: TrialSpec, trial_function: TrialFunction, on_progress: Callabl
         # Its numbers would belong to another key.
         return Outcome(spec.key, spec.name, TrialState.MISSING, "the source changed after the sweep had begun")
     torch.set_num_threads(spec.num_threads)
-    _share_heaps()
     folder = Path(spec.checkpoint_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,8 +73,6 @@ def execute(spec: TrialSpec, trial_function: TrialFunction, on_progress: Callabl
         reason = traceback.format_exception_only(error)[-1].strip()
         return Outcome(spec.key, spec.name, TrialState.FAILED, reason)
     finally:
-        # A trial's tensors hang in reference cycles, and in a process with a million older objects the collector
-        # comes too seldom.
-        gc.collect()
+        _give_memory_back()
     shutil.rmtree(folder, ignore_errors=True)
     return Outcome(spec.key, spec.name, TrialState.FINISHED)
