@@ -43,7 +43,7 @@ class ConvolutionalStem(nn.Module):
         channels = num_channels
         num_layers = int(math.log2(patch_size)) - 1
         for index in range(num_layers):
-            # The first convolution takes whole 4x4 squares: half the work of two of stride 2, and it learned faster.
+            # The first convolution takes whole 4x4 squares: it learned a little faster than two of stride 2 at equal cost.
             size, stride, padding = (4, 4, 0) if index == 0 else (3, 2, 1)
             target = max(8, width << 1 >> (num_layers - 1 - index))
             layers += [nn.Conv2d(channels, target, size, stride=stride, padding=padding, bias=False),
