@@ -43,13 +43,14 @@ class ConvolutionalStem(nn.Module):
         channels = num_channels
         num_layers = int(math.log2(patch_size)) - 1
         for index in range(num_layers):
-            # The first convolution takes whole 4x4 squares: it learned a little faster than two of stride 2 at equal cost.
+            # The first convolution takes whole 4x4 squares: it learned a little faster than two of stride 2, at equal
+            # cost.
             size, stride, padding = (4, 4, 0) if index == 0 else (3, 2, 1)
             target = max(8, width << 1 >> (num_layers - 1 - index))
             layers += [nn.Conv2d(channels, target, size, stride=stride, padding=padding, bias=False),
                        nn.BatchNorm2d(target), nn.ReLU()]
             channels = target
-        # Weights and images in channels-last order: 8.4 instead of 11.5 ms forward and backward for 46 images on a CPU.
+        # Weights and images in channels-last order: a stem of 3x3 convolutions took 8.4 instead of 11.5 ms on a CPU.
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, width, 1)).to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
