@@ -191,14 +191,13 @@ class OracleTokenizer:
 
 
 class UnitHead(nn.Module):
-    """Brings to unit length; its parts are those of the real head and do nothing."""
+    """Brings to unit length, and does nothing before that."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden, self.hidden_norm, self.output, self.output_norm = (nn.Identity() for _ in range(4))
+    def project(self, vectors: Tensor) -> Tensor:
+        return vectors
 
     def forward(self, vectors: Tensor) -> Tensor:
-        return normalize(vectors.float(), dim=-1)
+        return normalize(self.project(vectors).float(), dim=-1)
 
 
 @dataclass(frozen=True)

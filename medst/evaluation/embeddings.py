@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import relu
 
 from medst.config import Config
 from medst.data.batch import FRONTAL_VIEWS, LATERAL_VIEWS, VIEWS
@@ -132,10 +131,8 @@ class EmbeddingCache:
 
     def text_projections(self, texts: Sequence[str]) -> np.ndarray:
         """(n, E) report projections before they are brought to unit length."""
-        head = self._model.report_head
         with torch.no_grad():
-            hidden = relu(head.hidden_norm(head.hidden(self._encode_texts(list(texts)).report)))
-            return head.output_norm(head.output(hidden)).float().cpu().numpy()
+            return self._model.report_head.project(self._encode_texts(list(texts)).report).float().cpu().numpy()
 
     def words(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Unit word embeddings (n, N, E) of short texts and the mask (n, N), True = a word of the text.

@@ -36,10 +36,14 @@ class ProjectionHead(nn.Module):
         self.output = nn.Linear(hidden, embedding)
         self.output_norm = VectorBatchNorm(embedding, affine=False)
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        """(K, D) -> (K, E) of unit length, at least float32. The statistics are those of all K rows."""
+    def project(self, vectors: Tensor) -> Tensor:
+        """(K, D) -> (K, E) before the division by the norm. The statistics are those of all K rows."""
         hidden = F.relu(self.hidden_norm(self.hidden(vectors)))
-        projected = self.output_norm(self.output(hidden))
+        return self.output_norm(self.output(hidden))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(K, D) -> (K, E) of unit length, at least float32."""
+        projected = self.project(vectors)
         return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1, eps=1e-12)
 
 
