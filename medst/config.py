@@ -73,6 +73,9 @@ class DataConfig(Section):
     """released: windows of frontal images; corrected: windows of studies."""
     lateral_pairing: Behaviour = "corrected"
     """released: frontals and captions re-ordered in the batch (complete sequences first), laterals not."""
+    evaluation_patients: Behaviour = "corrected"
+    """released: the official split alone says who is trained on; corrected: patients of MS-CXR-T, of MS-CXR and of the
+    official test split never are."""
 
 
 class ImageEncoderConfig(Section):
@@ -136,6 +139,9 @@ class ModelConfig(Section):
     experts: ExpertsConfig = ExpertsConfig()
     text: TextEncoderConfig = TextEncoderConfig()
     heads: HeadsConfig = HeadsConfig()
+    weights: str | None = None
+    """Local weights from which training starts: a model folder of medst, or a checkpoint of Med-ST, MGCA, a timm vision
+    transformer or BERT (.ckpt, .pth, .bin, .safetensors). Laid over those that image.name and text.name give."""
     initialisation: Behaviour = "corrected"
     """released: pretrained weights are overwritten by the init pass (all but patch, class and
     position embeddings) and view experts start apart; corrected: weights survive, and every view
@@ -206,8 +212,17 @@ class TrainingConfig(Section):
     """`cpu`, `cuda`; its type is part of the trial key."""
     checkpoint_epochs: Positive = 1.0
     """A checkpoint every so many epochs. Not part of the trial key."""
+    world_size: Count = 1
+    """Processes that share each batch of `pairs_per_batch` pairs; enters the trial key by itself."""
     small_batches: Behaviour = "corrected"
     """released: refuses batches below 5 pairs, on which the published program crashes."""
+    micro_batch: Annotated[int, Field(ge=0)] = 0
+    """Pairs whose encoders' activations are held at once; 0: those of the whole batch. The heads, every batch norm and
+    all losses see the whole batch, so that the loss and its gradient stay those of the whole batch."""
+    recompute: bool = False
+    """Compute every transformer block again in the backward pass instead of keeping what is inside it."""
+    compile: bool = False
+    """Fuse the operations of experts, text layers and heads by torch.compile (for accelerators)."""
 
 
 class EvaluationConfig(Section):
@@ -262,14 +277,27 @@ class Config(Section):
                f"temporal loss with no sequences: training.pairs_per_batch={training.pairs_per_batch} cannot hold one "
                f"sequence of data.sequence_length={data.sequence_length}; raise the former or set "
                "objective.lambda_temporal=0")
+        refuse(training.pairs_per_batch % training.world_size != 0,
+               f"training.pairs_per_batch={training.pairs_per_batch} cannot be shared evenly by "
+               f"training.world_size={training.world_size} processes; make the former a multiple of the latter")
+        refuse(training.world_size > 1 and model.image.missing_lateral == "released",
+               "model.image.missing_lateral=released: whether an absent lateral is computed depends on the other pairs "
+               "of the batch, which several processes do not see; set training.world_size=1")
+        refuse(training.micro_batch > 0 and model.experts.routing == "learned",
+               "training.micro_batch with model.experts.routing=learned: the balance loss needs all tokens of a batch at "
+               "once; set training.micro_batch=0, and training.recompute=true to save memory")
         refuse(training.small_batches == "released" and training.pairs_per_batch < 5,
                "training.pairs_per_batch below 5 crashes the published program; set training.small_batches=corrected")
         return self
 
 
-_PLACES = ("data.root", "data.store", "training.checkpoint_epochs", "training.device",
+_PLACES = ("data.root", "data.store", "training.checkpoint_epochs", "training.device", "training.world_size",
            "evaluation.track_embeddings", "evaluation.track_attention")
-"""Keys that cannot change a trial's numbers (the device's type enters the key by itself)."""
+"""Keys that cannot change a trial's numbers (the device's type and the world size enter the key by themselves)."""
+
+_LATER = ("training.micro_batch", "training.recompute", "training.compile")
+"""Keys that came after the first trials and at their default change nothing: there they are left out of the canonical
+form, so that those trials stand."""
 
 
 class ConfigError(ValueError):
@@ -420,9 +448,20 @@ def flatten(config: Config) -> dict[str, Any]:
     return _flatten(config.model_dump(mode="json"))
 
 
+_FILES = ("data.vocabulary", "model.image.name", "model.text.name", "model.weights")
+"""Keys that may name a local file or folder, whose content then decides, not its place."""
+
+
 def canonical(config: Config) -> str:
-    """JSON of all that can change the numbers: sorted keys, no places, the device's type only."""
-    flat = {key: value for key, value in flatten(config).items() if key not in _PLACES}
+    """JSON of all that can change the numbers: sorted keys, no places, the device's type only, no later key at its
+    default."""
+    defaults = flatten(Config())
+    flat = {key: value for key, value in flatten(config).items()
+            if key not in _PLACES and not (key in _LATER and value == defaults[key])}
+    for key in _FILES:
+        path = None if flat[key] is None else Path(flat[key].removeprefix("local-dir:"))
+        if path is not None and path.exists():
+            flat[key] = f"content {content_fingerprint(path)}"
     flat["training.device_type"] = config.training.device.split(":")[0]
     return json.dumps(flat, sort_keys=True, separators=(",", ":"))
 
@@ -431,6 +470,20 @@ def fingerprint(text: str | bytes) -> str:
     """First 16 hexadecimal digits of the SHA-256."""
     data = text.encode() if isinstance(text, str) else text
     return hashlib.sha256(data).hexdigest()[:16]
+
+
+def content_fingerprint(path: Path) -> str:
+    """Fingerprint of a file, or of all files directly in a folder with their names."""
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    names = [file.name if path.is_dir() else "" for file in files]
+    states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return fingerprint("\n".join(f"{name} {_hash_unchanged(*state)}" for name, state in zip(names, states, strict=True)))
+
+
+@cache
+def _hash_unchanged(path: str, size: int, modified: int) -> str:
+    """Hash of a file that is read once as long as its size and time stand."""
+    return hash_file(path)
 
 
 _NUMERIC_ROOMS = ("data", "model", "objectives", "training", "evaluation")
@@ -468,9 +521,10 @@ def source_fingerprint() -> str:
     return syntax_fingerprint([*paths, root / "trial.py"])
 
 
-def trial_key(config: Config, data_fingerprint: str, torch_version: str, world_size: int = 1) -> str:
+def trial_key(config: Config, data_fingerprint: str, torch_version: str) -> str:
     """Hash of everything that can change the trial's numbers (32 hexadecimal digits)."""
-    parts = [canonical(config), data_fingerprint, torch_version, str(world_size), source_fingerprint()]
+    world_size = str(config.training.world_size)
+    parts = [canonical(config), data_fingerprint, torch_version, world_size, source_fingerprint()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

@@ -250,7 +250,8 @@ def test_every_shipped_experiment_loads(repository: Path) -> None:
 def test_canonical_is_sorted_json_without_places() -> None:
     tree = json.loads(canonical(Config()))
     assert list(tree) == sorted(tree)
-    assert set(tree) == set(known_keys()) - set(PLACES) - {"training.device"} | {"training.device_type"}
+    by_themselves = {"training.device", "training.world_size"}
+    assert set(tree) == set(known_keys()) - set(PLACES) - by_themselves | {"training.device_type"}
 
 
 def test_canonical_ignores_places_and_the_device_number() -> None:
@@ -277,7 +278,7 @@ def test_every_other_knob_is_in_the_trial_key() -> None:
     keys = {trial_key_of(Config())}
     tried = 0
     for key, value in base.items():
-        if key in PLACES or key == "training.device":
+        if key in PLACES or key in ("training.device", "training.world_size"):
             continue
         changed = another_value(value)
         for candidate in (changed, *switch_values(key)):
@@ -317,7 +318,7 @@ def test_the_trial_key_holds_all_of_its_parts(monkeypatch: pytest.MonkeyPatch) -
         trial_key(override(Config(), {"seed": 1}), "data", "2.0"),
         trial_key(Config(), "other", "2.0"),
         trial_key(Config(), "data", "2.1"),
-        trial_key(Config(), "data", "2.0", world_size=2),
+        trial_key(override(Config(), {"training.world_size": 2}), "data", "2.0"),
     ]
     monkeypatch.setattr(config_module, "source_fingerprint", lambda: "other code")
     others.append(trial_key(Config(), "data", "2.0"))
