@@ -95,7 +95,7 @@ def make_world(seed: int = 0, num_patients: int = 150) -> World:
                 "time": pd.Timestamp("2150-01-01") + pd.Timedelta(days=10 * visit), "split": split,
                 "frontal": frontal, "frontal_view": "AP", "other_frontals": [], "lateral": lateral,
                 "lateral_view": "LL" if has_lateral else "", "report_released": f"study {row}",
-                "report_corrected": f"study {row}"})
+                "report_corrected": f"study {row}", "sex": "FM"[patient % 2], "age": 20.0 + patient % 70})
             views.append((frontal, "AP", row))
             if has_lateral:
                 views.append((lateral, "LL", row))

@@ -34,9 +34,10 @@ from medst.evaluation.context import held_out
 from medst.evaluation.direction import consecutive_studies
 from medst.evaluation.finding_zero_shot import finding_labels, lateral_only_labels
 from medst.evaluation.metrics import auroc, balanced_accuracy
-from medst.evaluation.predictions import COLUMNS
+from medst.evaluation.predictions import COLUMNS, salted_groups
 from medst.evaluation.prompts import CHANGES, FINDINGS, PNEUMONIA, join
 from medst.evaluation.retrieval import POOL_SIZE, retrieval_pool
+from medst.evaluation.traits import studies_of, study_traits
 from medst.evaluation.zero_shot import unit
 from medst.records import Arrays, Facts, Metrics, Record, Table
 
@@ -370,13 +371,59 @@ def test_tracked_sequences(world: World) -> None:
     config = small_config(evaluation__tasks=[], evaluation__track_embeddings=True, data__sequence_length=3)
     tokenizer = OracleTokenizer()
     model = OracleModel(world, tokenizer)
-    [record] = list(evaluate(model, world.store, tokenizer, config, 1))  # type: ignore[arg-type]
+    record, samples = list(evaluate(model, world.store, tokenizer, config, 1))  # type: ignore[arg-type]
     assert isinstance(record, Arrays) and record.is_private and record.name == "embeddings/temporal"
     arrays = record.arrays
     assert arrays["embeddings"].shape[:2] == arrays["reports"].shape[:2] == arrays["days"].shape == (50, 3)
     assert arrays["labels"].shape == (50, 3, 5)
     np.testing.assert_array_equal(arrays["days"][0], [0.0, 10.0, 20.0])
     assert all(array.dtype != object for array in arrays.values())
+
+    assert isinstance(samples, Arrays) and samples.is_private and samples.name == "samples/sequences"
+    shown = samples.arrays
+    assert shown["frontal"].shape == shown["lateral"].shape == (3, 3, CROP, CROP)
+    assert all(array.dtype != object for array in shown.values())
+    mimic = world.store.mimic
+    assert mimic is not None
+    test = mimic.studies[mimic.studies["split"] == "test"]
+    counts = (test["lateral"] >= 0).groupby(test["subject_id"]).sum()
+    # The patients with the most laterals, each as it is in the store.
+    assert sorted(shown["has_lateral"].sum(axis=1)) == sorted(counts.nlargest(3))
+    assert (shown["lateral"][~shown["has_lateral"]] == 128).all()
+    subject = test.loc[test["report_corrected"] == shown["reports"][0, 1], "subject_id"]
+    assert context_groups(world, subject)[0] == shown["groups"][0]
+
+
+def context_groups(world: World, patients: pd.Series) -> np.ndarray:
+    return salted_groups(patients, world.store.fingerprint)
+
+
+def test_predictions_carry_the_traits_of_subgroups(oracle: dict[str, list[Record]], world: World) -> None:
+    mimic = world.store.mimic
+    assert mimic is not None
+    frame = table(oracle["finding_zero_shot"])
+    rows = frame[frame["finding"] == "edema"]
+    studies = mimic.studies.iloc[rows["example"].to_numpy()]
+    assert rows["view"].tolist() == studies["frontal_view"].tolist()
+    assert rows["sex"].tolist() == studies["sex"].tolist()
+    # By the obvious way: does the patient have an earlier study?
+    priors = ["yes" if ((mimic.studies["subject_id"] == study.subject_id) & (mimic.studies["time"] < study.time)).any()
+              else "no" for study in studies.itertuples()]
+    assert rows["prior"].tolist() == priors and set(priors) == {"yes", "no"}
+    # A pair of MS-CXR-T has the traits of its current study, and every current study has a prior.
+    assert set(table(oracle["temporal_image"])["prior"]) == {"yes"}
+    assert set(table(oracle["sentence_similarity"])["prior"]) == {""}
+
+
+def test_ages_fall_into_bands_and_an_unknown_study_has_no_traits(world: World) -> None:
+    mimic = world.store.mimic
+    assert mimic is not None
+    ages = [39.9, 40.0, 80.0, np.nan]
+    studies = mimic.studies.iloc[:4].assign(age=ages)
+    traits = study_traits(replace(mimic, studies=studies), [0, 1, 2, 3, -1])
+    assert traits["age"].tolist() == ["0-39", "40-59", "80+", "", ""]
+    assert traits.iloc[-1].tolist() == ["", "", "", ""]
+    assert studies_of(mimic, [mimic.studies["study_id"].iloc[2], "no such study"]).tolist() == [2, -1]
 
 
 def test_tracked_attention(world: World) -> None:
@@ -393,6 +440,12 @@ def test_tracked_attention(world: World) -> None:
         row, column = divmod(int(pixel_map.argmax()), CROP)
         assert y <= row < y + h and x <= column < x + w
     assert all(array.dtype != object for array in arrays.arrays.values())
+    # A patch is most like itself, and its centre lies in the box.
+    for pixel_map, (x, y), (left, top, w, h) in zip(arrays.arrays["patch_similarity"], arrays.arrays["reference"],
+                                                    boxes[:, 0], strict=True):
+        assert left <= x <= left + w and top <= y <= top + h
+        # Bilinear: the centre of a patch of even side lies between pixels.
+        assert pixel_map[int(y), int(x)] == pytest.approx(pixel_map.max(), abs=0.05) and pixel_map.max() > 0.99
     assert GRID * PATCH == CROP
 
 

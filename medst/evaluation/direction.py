@@ -36,6 +36,7 @@ from medst.evaluation.probes import ProbeResult, TooFewExamplesError, grouped_pr
 from medst.evaluation.prompts import CHANGES
 from medst.evaluation.retrieval import report_column
 from medst.evaluation.temporal_image import progression_classes
+from medst.evaluation.traits import studies_of, study_traits
 from medst.evaluation.zero_shot import prompt_direction
 from medst.records import Facts, Record
 
@@ -127,12 +128,14 @@ def _consecutive(context: EvaluationContext, mimic: MimicStore, values: dict[str
         return
     studies = mimic.studies
     groups = context.groups(studies["subject_id"].to_numpy()[pairs[:, 0]])
+    traits = study_traits(mimic, pairs[:, 1])
     first, second = (context.cache.frontal("mimic", studies["frontal"].to_numpy()[pairs[:, column]])
                      for column in (0, 1))
     try:
         result = order_probe(first, second, np.ones(len(pairs), dtype=np.int64), groups)
         values["order/auroc"] = result.auroc
-        frames.append(_probe_frame(pairs[:, 1], groups, np.ones(len(pairs), dtype=np.int64), result, "order"))
+        frames.append(_probe_frame(pairs[:, 1], groups, np.ones(len(pairs), dtype=np.int64), result, "order",
+                                   traits))
     except TooFewExamplesError as error:
         facts[f"skipped.{TASK}.order"] = str(error)
     alignment = consecutive_alignment(context, pairs)
@@ -142,7 +145,7 @@ def _consecutive(context: EvaluationContext, mimic: MimicStore, values: dict[str
         return
     values["reports/accuracy"] = alignment_accuracy(alignment[told])
     frames.append(prediction_frame(example=pairs[told, 1], group=groups[told], label=np.ones(len(told), dtype=np.int64),
-                                   score=alignment[told], finding="reports"))
+                                   score=alignment[told], finding="reports", traits=traits.iloc[told]))
 
 
 def _labelled(context: EvaluationContext, mimic: MimicStore, pairs: pd.DataFrame, values: dict[str, float],
@@ -151,6 +154,7 @@ def _labelled(context: EvaluationContext, mimic: MimicStore, pairs: pd.DataFrame
     previous = context.cache.frontal("mimic", pairs["previous_image"].to_numpy())
     groups = context.groups(pairs["subject_id"])
     is_held_out = held_out(mimic, pairs["subject_id"])
+    traits = study_traits(mimic, studies_of(mimic, pairs["study_id"]))
     found: dict[str, list[float]] = {"change": [], "words": []}
     for finding, prompts in CHANGES.items():
         classes = progression_classes(pairs[finding])
@@ -166,7 +170,7 @@ def _labelled(context: EvaluationContext, mimic: MimicStore, pairs: pd.DataFrame
         found["words"].append(auroc(labels, scores))
         values[f"words/{finding}/auroc"] = found["words"][-1]
         frames.append(prediction_frame(example=rows, group=groups[rows], label=labels, score=scores,
-                                       finding=f"words/{finding}"))
+                                       finding=f"words/{finding}", traits=traits.iloc[rows]))
         try:
             result = order_probe(previous[rows], current[rows], labels, groups[rows])
         except TooFewExamplesError as error:
@@ -174,13 +178,13 @@ def _labelled(context: EvaluationContext, mimic: MimicStore, pairs: pd.DataFrame
             continue
         found["change"].append(result.auroc)
         values[f"change/{finding}/auroc"] = result.auroc
-        frames.append(_probe_frame(rows, groups[rows], labels, result, f"change/{finding}"))
+        frames.append(_probe_frame(rows, groups[rows], labels, result, f"change/{finding}", traits.iloc[rows]))
     values |= {f"{kind}/mean/auroc": float(np.mean(scores)) for kind, scores in found.items() if scores}
 
 
-def _probe_frame(rows: np.ndarray, groups: np.ndarray, labels: np.ndarray, result: ProbeResult, finding: str
-                 ) -> pd.DataFrame:
+def _probe_frame(rows: np.ndarray, groups: np.ndarray, labels: np.ndarray, result: ProbeResult, finding: str,
+                 traits: pd.DataFrame) -> pd.DataFrame:
     """Both orders of every pair, the reversed ones after the others."""
     return prediction_frame(example=np.tile(rows, 2), group=np.tile(groups, 2),
                             label=np.concatenate([labels, 1 - labels]), score=result.probabilities[:, 1],
-                            fold=result.fold, finding=finding)
+                            fold=result.fold, finding=finding, traits=pd.concat([traits, traits]))

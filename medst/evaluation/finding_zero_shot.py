@@ -24,6 +24,7 @@ from medst.evaluation.context import EvaluationContext, skipped
 from medst.evaluation.metrics import auroc
 from medst.evaluation.predictions import prediction_frame, prediction_table
 from medst.evaluation.prompts import FINDINGS
+from medst.evaluation.traits import study_traits
 from medst.evaluation.zero_shot import prompt_scores
 from medst.records import Facts, Record
 
@@ -114,9 +115,11 @@ def finding_zero_shot(context: EvaluationContext) -> Iterator[Record]:
     if values:
         yield context.metrics({f"test/{TASK}/{name}": value for name, value in values.items()})
     groups = context.groups(studies["subject_id"])
+    traits = study_traits(mimic, rows)
     yield prediction_table(TASK, [
         prediction_frame(example=rows[certain], group=groups[certain], label=truth[finding][certain],
-                         score=scores[view][finding][certain], finding=f"{prefix}{finding}")
+                         score=scores[view][finding][certain], finding=f"{prefix}{finding}",
+                         traits=traits[certain])
         for view, prefix, truth in (("two_view", "", labels), ("frontal", "frontal/", labels),
                                     ("two_view", "lateral_only/", lateral_labels))
         for finding in truth

@@ -28,6 +28,7 @@ from medst.data.report_text import clean
 from medst.evaluation.context import EvaluationContext, held_out, skipped
 from medst.evaluation.metrics import contrast_to_noise
 from medst.evaluation.predictions import prediction_frame, prediction_table
+from medst.evaluation.traits import studies_of, study_traits
 from medst.records import Arrays, Facts, Record
 
 TASK = "grounding"
@@ -132,6 +133,9 @@ def grounding(context: EvaluationContext) -> Iterator[Record]:
     masks = np.stack([phrase.mask for phrase in phrases])
     subject_of_image = store.mimic.views.set_index("image")["subject_id"]
     groups = context.groups(subject_of_image.loc[[phrase.image for phrase in phrases]])
+    study_of_image = store.mimic.views.set_index("image")["study_id"]
+    traits = study_traits(store.mimic, studies_of(store.mimic, study_of_image.loc[
+        [phrase.image for phrase in phrases]]))
     values = {"chance": float(masks.mean())}
     frames = []
     maps = {prefix: np.stack([pair[column] for pair in pairs]) for column, prefix in enumerate(("", "attention/"))}
@@ -146,16 +150,27 @@ def grounding(context: EvaluationContext) -> Iterator[Record]:
                    f"{prefix}contrast_to_noise_signed": float(contrasts.mean())}
         # The label is whether the point hits, the score the signed contrast-to-noise ratio.
         frames.append(prediction_frame(example=[phrase.row for phrase in phrases], group=groups, label=hits,
-                                       score=contrasts, finding=f"{prefix}phrase"))
+                                       score=contrasts, finding=f"{prefix}phrase", traits=traits))
     yield Facts({f"{TASK}.num_phrases": len(phrases), f"{TASK}.num_images": len(images)})
     yield context.metrics({f"test/{TASK}/{name}": value for name, value in values.items()})
     yield prediction_table(TASK, frames)
     if config.evaluation.track_attention:
-        yield _tracked(context, phrases, maps)
+        yield _tracked(context, phrases, maps, patches[[image_row[phrase.image] for phrase in phrases]])
 
 
-def _tracked(context: EvaluationContext, phrases: list[Phrase], maps: dict[str, np.ndarray]) -> Arrays:
-    """Maps of a few examples, drawn in turn from the findings by a fixed seed, whatever their scores."""
+def reference_patches(boxes: np.ndarray, grid: int, size: int) -> np.ndarray:
+    """(n,) patch, row by row of the grid, that holds the centre of the (n, 4) boxes in pixels of a `size` square."""
+    centres = np.clip((boxes[:, :2] + boxes[:, 2:] / 2) * grid / size, 0, grid - 1).astype(np.int64)
+    return centres[:, 1] * grid + centres[:, 0]
+
+
+def _tracked(context: EvaluationContext, phrases: list[Phrase], maps: dict[str, np.ndarray], patches: np.ndarray
+             ) -> Arrays:
+    """Maps of a few examples, drawn in turn from the findings by a fixed seed, whatever their scores.
+
+    Args:
+        patches: (phrases, P, E) unit patch embeddings of their images.
+    """
     assert context.store.mimic is not None
     order = np.random.default_rng(0).permutation(len(phrases))
     by_finding: dict[str, list[int]] = {}
@@ -169,9 +184,17 @@ def _tracked(context: EvaluationContext, phrases: list[Phrase], maps: dict[str, 
     boxes = np.full((len(chosen), max(len(phrases[row].boxes) for row in chosen), 4), np.nan, dtype=np.float32)
     for position, row in enumerate(chosen):
         boxes[position, :len(phrases[row].boxes)] = phrases[row].boxes
+    grid = round(patches.shape[1] ** 0.5)
+    reference = reference_patches(np.stack([phrases[row].boxes[0] for row in chosen]), grid, crop)
+    shown = patches[chosen]
+    own = shown[np.arange(len(chosen)), reference]
+    points = (np.stack([reference % grid, reference // grid], axis=1) + 0.5) * crop / grid
     return Arrays("attention/grounding", {
         "similarity": upsample(maps[""][chosen], crop),
         "attention": upsample(maps["attention/"][chosen], crop),
+        # Cosine of the patch in the middle of the (first) box with all patches of its image; its centre x, y in pixels.
+        "patch_similarity": upsample(np.einsum("npe,ne->np", shown, own), crop),
+        "reference": points.astype(np.float32),
         "boxes": boxes,
         "images": images[:, margin:margin + crop, margin:margin + crop],
         "phrases": np.array([phrases[row].text for row in chosen]),

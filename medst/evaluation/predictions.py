@@ -8,13 +8,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
+from medst.evaluation.traits import TRAITS
 from medst.records import Table
 
-COLUMNS = ("example", "group", "label", "score", "fold", "finding", "protocol")
+COLUMNS = ("example", "group", "label", "score", "fold", "finding", "protocol", *TRAITS)
 """example: row of the task's table in the store. group: salted hash of the patient, so that a bootstrap can
 draw patients. label: truth. score: larger for label 1; where there are several classes, the margin of the true
 class over the best other one, positive where the prediction is right. fold: test fold, -1 where there are none.
-finding: what was asked of the example (finding, subset, label fraction, direction). protocol: which one."""
+finding: what was asked of the example (finding, subset, label fraction, direction). protocol: which one.
+Then what subgroups are made of, `traits.TRAITS`."""
 
 
 def salted_groups(patients: Iterable[object], salt: str) -> np.ndarray:
@@ -34,8 +36,9 @@ def prediction_frame(
     finding: str,
     protocol: str = "corrected",
     fold: Sequence[int] | np.ndarray | int = -1,
+    traits: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """A frame with `COLUMNS`; `group` is salted already."""
+    """A frame with `COLUMNS`; `group` is salted already; of `traits`, row by row, what is not there is empty."""
     return pd.DataFrame({
         "example": np.asarray(example, dtype=np.int64),
         "group": group,
@@ -44,6 +47,8 @@ def prediction_frame(
         "fold": np.broadcast_to(np.asarray(fold, dtype=np.int64), (len(example),)),
         "finding": finding,
         "protocol": protocol,
+        **{trait: "" if traits is None or trait not in traits else traits[trait].to_numpy(dtype=object)
+           for trait in TRAITS},
     })
 
 

@@ -18,6 +18,7 @@ from medst.data.store import MimicStore
 from medst.evaluation.context import EvaluationContext, skipped
 from medst.evaluation.metrics import recall_at, retrieval_ranks
 from medst.evaluation.predictions import prediction_frame, prediction_table
+from medst.evaluation.traits import study_traits
 from medst.records import Facts, Record
 
 TASK = "retrieval"
@@ -73,6 +74,7 @@ def retrieval(context: EvaluationContext) -> Iterator[Record]:
     texts = studies[report_column(context)]
     reports = context.cache.texts(texts.tolist())
     groups = context.groups(studies["subject_id"])
+    traits = study_traits(mimic, rows)
     values: dict[str, float] = {}
     frames = []
     for prefix, images in (("", context.cache.studies(rows)),
@@ -81,7 +83,7 @@ def retrieval(context: EvaluationContext) -> Iterator[Record]:
         values |= {f"{prefix}{name}": value for name, value in retrieval_values(ranks).items()}
         # The reciprocal rank is the score: larger is better, as everywhere.
         frames += [prediction_frame(example=rows, group=groups, label=np.ones(len(rows), dtype=np.int64),
-                                    score=1.0 / ranks[direction], finding=f"{prefix}{direction}")
+                                    score=1.0 / ranks[direction], finding=f"{prefix}{direction}", traits=traits)
                    for direction in DIRECTIONS]
     yield Facts({f"{TASK}.pool_size": len(rows), f"{TASK}.num_distinct_reports": int(texts.nunique())})
     yield context.metrics({f"test/{TASK}/{name}": value for name, value in values.items()})

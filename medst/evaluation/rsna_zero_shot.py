@@ -53,13 +53,13 @@ def rsna_zero_shot(context: EvaluationContext) -> Iterator[Record]:
         yield skipped(TASK, str(error))
         return
     frames = [prediction_frame(example=np.arange(len(labels)), group=groups, label=labels, score=scores,
-                               finding="pneumonia")]
+                               finding="pneumonia", traits=table)]
     test = published_test_rows(len(labels))
     try:
         values["auroc_as_published"] = auroc(labels[test], decisions[test])
         frames.append(prediction_frame(example=test, group=groups[test], label=labels[test],
                                        score=decisions[test].astype(float), finding="pneumonia",
-                                       protocol="as_published"))
+                                       protocol="as_published", traits=table.iloc[test]))
     except UndefinedMetricError as error:
         yield skipped(f"{TASK}.as_published", str(error))
     yield context.metrics({f"test/{TASK}/{name}": value for name, value in values.items()})

@@ -18,7 +18,7 @@ from medst.evaluation.grounding import grounding
 from medst.evaluation.retrieval import retrieval
 from medst.evaluation.rsna_zero_shot import rsna_zero_shot
 from medst.evaluation.sentence_similarity import sentence_similarity
-from medst.evaluation.sequences import sequence_embeddings
+from medst.evaluation.sequences import sample_sequences, sequence_embeddings
 from medst.evaluation.temporal_image import temporal_image
 from medst.evaluation.validation import validation
 from medst.model import MedST
@@ -75,5 +75,8 @@ def _records(model: MedST, store: Store, tokenizer: Tokenizer, config: Config, s
             arrays = sequence_embeddings(context)
             yield arrays or skipped(
                 "embeddings", f"no held-out patient has data.sequence_length={config.data.sequence_length} studies")
+            samples = sample_sequences(context)
+            if samples is not None:
+                yield samples
     finally:
         model.train(was_training)

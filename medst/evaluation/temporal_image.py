@@ -27,6 +27,7 @@ from medst.evaluation.context import EvaluationContext, held_out, skipped
 from medst.evaluation.metrics import margins
 from medst.evaluation.predictions import prediction_frame, prediction_table
 from medst.evaluation.probes import PUBLISHED_FOLDS, ProbeResult, TooFewExamplesError, grouped_probe, published_accuracy
+from medst.evaluation.traits import studies_of, study_traits
 from medst.records import Facts, Metrics, Record
 
 TASK = "temporal_image"
@@ -50,6 +51,7 @@ def temporal_image(context: EvaluationContext) -> Iterator[Record]:
                                context.cache.frontal("mimic", pairs["previous_image"].to_numpy())], axis=1)
     is_held_out = held_out(store.mimic, pairs["subject_id"])
     groups = context.groups(pairs["subject_id"])
+    traits = study_traits(store.mimic, studies_of(store.mimic, pairs["study_id"]))
     facts: dict[str, object] = {f"{TASK}.num_pairs": len(pairs), f"{TASK}.num_held_out_pairs": int(is_held_out.sum())}
     values: dict[str, float] = {}
     frames = []
@@ -70,7 +72,8 @@ def temporal_image(context: EvaluationContext) -> Iterator[Record]:
         values |= _corrected_values(finding, result)
         frames.append(prediction_frame(
             example=rows, group=groups[rows], label=np.array(PROGRESSIONS, dtype=object)[classes[rows]],
-            score=margins(result.probabilities, classes[rows]), fold=result.fold, finding=finding))
+            score=margins(result.probabilities, classes[rows]), fold=result.fold, finding=finding,
+            traits=traits.iloc[rows]))
     yield Facts(facts)
     yield context.metrics(_named(f"test/{TASK}", values))
     yield prediction_table(TASK, frames)
