@@ -65,4 +65,12 @@ class Checkpoint:
     path: Path
 
 
-Record = Facts | Metrics | Table | Arrays | Progress | Checkpoint
+@dataclass(frozen=True)
+class Pruned:
+    """The last record of a trial that a search gave up: who judged it, where, and why, in one line."""
+
+    step: int
+    reason: str
+
+
+Record = Facts | Metrics | Table | Arrays | Progress | Checkpoint | Pruned

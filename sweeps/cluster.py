@@ -25,7 +25,7 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,12 @@ def _train(config: dict[str, Any], specs: Sequence[TrialSpec], trial_function: T
     tune.report({"state": outcome.state.value, "reason": outcome.reason})
 
 
-class _Messenger(tune.Callback):
+class Messenger(tune.Callback):
     """Carries what Tune tells to the live view and collects the outcomes."""
 
-    def __init__(self, specs: Sequence[TrialSpec], view: LiveView) -> None:
-        self._specs = specs
+    def __init__(self, spec_of: Callable[[dict[str, Any]], TrialSpec], view: LiveView) -> None:
+        """`spec_of` finds the specification from the configuration that Tune gave the trial."""
+        self._spec_of = spec_of
         self._view = view
         self.outcomes: dict[str, Outcome] = {}
 
@@ -80,7 +81,7 @@ class _Messenger(tune.Callback):
         return {}
 
     def _spec(self, trial: TuneTrial) -> TrialSpec:
-        return self._specs[trial.config["index"]]
+        return self._spec_of(trial.config)
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
         self._view.tick()
@@ -112,7 +113,7 @@ class _Messenger(tune.Callback):
 
 
 @contextmanager
-def _ray(num_parallel: int) -> Iterator[None]:
+def ray_session(num_parallel: int) -> Iterator[None]:
     """A Ray to run on, ended afterwards unless it was there before."""
     if ray.is_initialized():
         yield
@@ -151,11 +152,11 @@ def run_on_ray(specs: Sequence[TrialSpec], view: LiveView, folder: Path, num_par
         folder: absolute; Tune's scratch folder, of this caller alone; removed before and afterwards.
         num_parallel: trials at a time on this machine; a cluster runs as many as it has CPUs for.
     """
-    messenger = _Messenger(specs, view)
+    messenger = Messenger(lambda config: specs[config["index"]], view)
     # A killed driver leaves it behind.
     shutil.rmtree(folder, ignore_errors=True)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    with _ray(num_parallel):
+    with ray_session(num_parallel):
         for fit in range(MAX_FITS):
             missing = [index for index, spec in enumerate(specs) if spec.key not in messenger.outcomes]
             if not missing:
@@ -172,7 +173,7 @@ def run_on_ray(specs: Sequence[TrialSpec], view: LiveView, folder: Path, num_par
 
 
 def _fit(indices: Sequence[int], specs: Sequence[TrialSpec], trial_function: TrialFunction | None,
-         messenger: _Messenger, folder: Path, gpus_per_trial: float) -> None:
+         messenger: Messenger, folder: Path, gpus_per_trial: float) -> None:
     name = uuid.uuid4().hex[:8]
     resources: dict[str, float] = {"cpu": specs[0].num_threads}
     if gpus_per_trial:

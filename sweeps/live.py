@@ -42,7 +42,7 @@ class LiveView(AbstractContextManager["LiveView"]):
         self._console = console or Console()
         self._began = time.monotonic()
         self._spoke = self._began
-        self._finished = self._failed = self._lost = 0
+        self._finished = self._pruned = self._failed = self._lost = 0
         self._shares: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
         self._bars = Progress(
@@ -82,6 +82,8 @@ class LiveView(AbstractContextManager["LiveView"]):
         self.lost(outcome.name)
         if outcome.state is TrialState.FINISHED:
             self._finished += 1
+        elif outcome.state is TrialState.PRUNED:
+            self._pruned += 1
         else:
             self._failed += outcome.state is TrialState.FAILED
             self._lost += outcome.state is not TrialState.FAILED
@@ -94,7 +96,7 @@ class LiveView(AbstractContextManager["LiveView"]):
         self._refresh()
 
     def _done(self) -> float:
-        return self._finished + self._failed + self._lost + sum(self._shares.values())
+        return self._finished + self._pruned + self._failed + self._lost + sum(self._shares.values())
 
     def _time_left(self) -> str:
         elapsed, done = time.monotonic() - self._began, self._done()
@@ -106,9 +108,10 @@ class LiveView(AbstractContextManager["LiveView"]):
         return f", about {duration(self._guess - elapsed)} left" if elapsed < self._guess else ""
 
     def _summary(self) -> str:
+        pruned = f", {self._pruned} pruned" if self._pruned else ""
         failed = f", {self._failed} failed" if self._failed else ""
         lost = f", {self._lost} not run" if self._lost else ""
-        return (f"{self._finished} of {self._num_trials} done{failed}{lost}, {len(self._shares)} running"
+        return (f"{self._finished} of {self._num_trials} done{pruned}{failed}{lost}, {len(self._shares)} running"
                 f"{self._time_left()}")
 
     def _refresh(self, is_news: bool = False) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medst.config import Config, source_fingerprint
-from medst.records import Progress, Record
+from medst.records import Progress, Pruned, Record
 from medst.tracking import TrialState, track
 from sweeps.trials import TrialSpec
 
@@ -26,7 +26,7 @@ class Outcome:
     key: str
     name: str
     state: TrialState
-    """FINISHED, FAILED, or MISSING where it has to be run again."""
+    """FINISHED, FAILED, PRUNED by a search, or MISSING where it has to be run again."""
     reason: str = ""
 
 
@@ -60,6 +60,7 @@ def execute(spec: TrialSpec, trial_function: TrialFunction, on_progress: Callabl
         return Outcome(spec.key, spec.name, TrialState.MISSING, "the source changed after the sweep had begun")
     torch.set_num_threads(spec.num_threads)
     folder = Path(spec.checkpoint_dir)
+    outcome = Outcome(spec.key, spec.name, TrialState.FINISHED)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         config = spec.run_config()
@@ -69,10 +70,12 @@ def execute(spec: TrialSpec, trial_function: TrialFunction, on_progress: Callabl
                             model_folder):
             if isinstance(record, Progress):
                 on_progress(record)
+            elif isinstance(record, Pruned):
+                outcome = Outcome(spec.key, spec.name, TrialState.PRUNED, record.reason)
     except Exception as error:
         reason = traceback.format_exception_only(error)[-1].strip()
         return Outcome(spec.key, spec.name, TrialState.FAILED, reason)
     finally:
         _give_memory_back()
     shutil.rmtree(folder, ignore_errors=True)
-    return Outcome(spec.key, spec.name, TrialState.FINISHED)
+    return outcome

@@ -3,11 +3,20 @@
 Three things make that so: the run is found by its trial key before it is created; metrics carry the
 time of their spool entry and a (name, step) that the run already has is left out; and the tag
 `medst.drained`, sent with every batch, says up to which entry the run is complete.
+
+Who may write a run: beside a store that is a file, whoever holds the trial's lock. A server has no
+lock and no compare-and-set, so the run itself is the claim: it carries its writer in `medst.owner`; a
+writer claims by creating the run, or by putting its name on one that has shown no sign of life, waits
+until every rival's claim must be visible, and looks again. Of two runs of one key the older one stands;
+of two names on one run the last. The loser deletes what it made and stops. It looks again at
+every heartbeat and before the run is ended, so that a claim that arrived late costs doubled work, never a
+doubled result.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time as clock
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,42 +36,74 @@ BATCH_METRICS = 900
 BATCH_OTHERS = 90
 """MLflow takes 1000 metrics, 100 params and 100 tags in one batch; some tags are added on the way."""
 
+SETTLE_SECONDS = 1.0
+"""How long a claim in a server's store may take to become visible to rivals."""
+HEARTBEAT_SECONDS = 60.0
+"""Time between two signs of life of a run."""
+STALE_SECONDS = 900.0
+"""A run that is RUNNING without a sign of life for so long has lost its process."""
+
 _FIRST_WAIT_SECONDS = 5.0
 _LONGEST_WAIT_SECONDS = 60.0
+
+
+class TrialBusyError(ValueError):
+    """Another process computes the trial, or has computed it."""
+
+
+def is_alive(run: Run, now: float | None = None) -> bool:
+    """True where the store calls the run RUNNING and it has shown a sign of life lately."""
+    if run.info.status != "RUNNING":
+        return False
+    heartbeat = float(run.data.tags.get(names.HEARTBEAT, run.info.start_time / 1000))
+    return (clock.time() if now is None else now) - heartbeat < STALE_SECONDS
 
 
 def find_run(uri: str, experiment_id: str, tag: str, value: str) -> Run | None:
     """The run that carries `tag` = `value`.
 
-    A create request whose answer was lost may have left a second, empty run: the earliest stays, later
-    ones without metrics are deleted.
+    There may be a second one: made by a create request whose answer was lost, or by a rival in the same moment.
+    A finished one stands, else the oldest; the others are deleted unless a rival is at them, who will see to it.
     """
     quoted = value.replace("'", "''")
     runs = sorted(client(uri).search_runs([experiment_id], f"tags.`{tag}` = '{quoted}'", max_results=10),
                   key=lambda run: (run.info.status != "FINISHED", run.info.start_time, run.info.run_id))
     for extra in runs[1:]:
-        if not extra.data.metrics:
-            client(uri).delete_run(extra.info.run_id)
+        if extra.data.tags.get(names.OWNER) == runs[0].data.tags.get(names.OWNER) or not is_alive(extra):
+            delete_run(uri, extra.info.run_id)
     return runs[0] if runs else None
 
 
+def delete_run(uri: str, run_id: str) -> None:
+    """Delete a run that a rival may be deleting, too."""
+    try:
+        client(uri).delete_run(run_id)
+    except MlflowException as error:
+        if is_away(error):
+            raise
+
+
 def find_or_create_run(uri: str, experiment_id: str, tag: str, value: str, name: str,
-                       tags: dict[str, str], start_time: int | None = None) -> Run:
-    """The run that carries `tag` = `value`, made with `tags` if absent."""
+                       tags: dict[str, str], start_time: int | None = None) -> tuple[Run, bool]:
+    """The run that carries `tag` = `value`, made with `tags` if absent, and whether it was made."""
     found = find_run(uri, experiment_id, tag, value)
     if found is not None:
-        return found
-    return client(uri).create_run(experiment_id, start_time=start_time, tags={tag: value, **tags}, run_name=name)
+        return found, False
+    return client(uri).create_run(experiment_id, start_time=start_time, tags={tag: value, **tags},
+                                  run_name=name), True
 
 
 class Drain:
     """Carries one spool into its run; keeps what it knows of the run between calls."""
 
-    def __init__(self, spool: Spool, uri: str, experiment: str) -> None:
+    def __init__(self, spool: Spool, place: TrackingPlace) -> None:
         self.spool = spool
-        self._uri = uri
-        self._experiment = experiment
+        self._place = place
+        self._uri = place.uri
         self.run_id: str | None = None
+        self._claimed_at = -math.inf
+        self._confirmed_at: float | None = None
+        self._beat_at = -math.inf
         self._done = 0
         self._is_terminated = False
         self._known_params: frozenset[str] = frozenset()
@@ -80,6 +121,7 @@ class Drain:
         """Drain if the store answers; True where nothing is left. Does not ask an absent store too often.
 
         Raises:
+            TrialBusyError: the run belongs to another process.
             MlflowException: the store understood and refused.
         """
         if clock.monotonic() < self._not_before:
@@ -109,10 +151,51 @@ class Drain:
             self._not_before = 0.0
         return True
 
+    def beat(self) -> None:
+        """Give a sign of life where the last one is older than HEARTBEAT_SECONDS and the store answers."""
+        now = clock.monotonic()
+        if self.run_id is None or self._is_terminated or now - self._beat_at < HEARTBEAT_SECONDS \
+                or now < self._not_before:
+            return
+        try:
+            client(self._uri).set_tag(self.run_id, names.HEARTBEAT, str(int(clock.time())))
+        except MlflowException as error:
+            # An absent store, or a run that a rival deleted: the next drain finds out and says so.
+            _LOG.debug("no sign of life could be given: %s", error)
+        self._beat_at = now
+
+    def _confirm(self, is_last: bool) -> None:
+        """Make sure, where no lock does, that the run is still ours.
+
+        Raises:
+            TrialBusyError: it is not; what this process made of it is deleted.
+        """
+        if self._place.is_local:
+            return
+        waiting = self._claimed_at + SETTLE_SECONDS - clock.monotonic()
+        if waiting > 0:
+            if not is_last:
+                return
+            clock.sleep(waiting)
+        elif self._confirmed_at is not None and not is_last \
+                and clock.monotonic() - self._confirmed_at < HEARTBEAT_SECONDS:
+            return
+        assert self.run_id is not None
+        experiment_id = ensure_experiment(self._uri, self._place.experiment)
+        standing = find_run(self._uri, experiment_id, names.KEY, self.spool.run["key"])
+        if standing is not None and standing.info.run_id == self.run_id \
+                and standing.data.tags.get(names.OWNER) == self.spool.identity:
+            self._confirmed_at = clock.monotonic()
+            return
+        if standing is not None and standing.info.run_id != self.run_id:
+            delete_run(self._uri, self.run_id)
+        raise TrialBusyError(f"trial {self.spool.run['name']}: another process that uses {self._uri} computes it")
+
     def _drain(self) -> None:
         if self.run_id is None:
             self._open_run()
         assert self.run_id is not None
+        self._confirm(is_last=False)
         store = client(self._uri)
         entries = self.spool.entries
         end = entries[-1].end if entries else None
@@ -125,27 +208,38 @@ class Drain:
             params = {name: value for entry in batch for name, value in entry.params.items()
                       if name not in self._known_params}
             tags = {name: value for entry in batch for name, value in entry.tags.items()}
-            if end != names.TrialState.FAILED.value:
+            if end not in (names.TrialState.FAILED.value, names.TrialState.PRUNED.value):
                 # The failure of an earlier attempt, from which the trial went on.
                 tags.pop(names.FAILURE, None)
             tags[names.HEARTBEAT] = str(int(clock.time()))
             tags[names.DRAINED] = f"{self.spool.identity}:{batch[-1].number}"
             store.log_batch(self.run_id, list(metrics.values()), [Param(*item) for item in params.items()],
                             [RunTag(*item) for item in tags.items()])
+            self._beat_at = clock.monotonic()
             self._known_params |= params.keys()
             self._known_metrics |= metrics.keys()
             self._done = batch[-1].number
         if end is not None and not self._is_terminated:
-            store.set_terminated(self.run_id, names.MLFLOW_STATUS[end], end_time=entries[-1].time)
+            self._confirm(is_last=True)
+            # When the store learned of it, not when it was: the ledger asks for what ended since it last looked.
+            store.set_terminated(self.run_id, names.MLFLOW_STATUS[end], end_time=int(clock.time() * 1000))
             self._is_terminated = True
 
     def _open_run(self) -> None:
         described = self.spool.run
         store = client(self._uri)
-        run = find_or_create_run(
-            self._uri, ensure_experiment(self._uri, self._experiment), names.KEY, described["key"], described["name"],
-            {names.KIND: "trial", **described["tags"]}, start_time=described["time"])
+        run, is_new = find_or_create_run(
+            self._uri, ensure_experiment(self._uri, self._place.experiment), names.KEY, described["key"],
+            described["name"], {names.KIND: "trial", names.OWNER: self.spool.identity, **described["tags"]},
+            start_time=described["time"])
         run_id = run.info.run_id
+        if not is_new and run.data.tags.get(names.OWNER) != self.spool.identity:
+            if run.info.status == "FINISHED" or (not self._place.is_local and is_alive(run)):
+                raise TrialBusyError(f"trial {described['name']}: another process that uses {self._uri} "
+                                     f"{'has computed' if run.info.status == 'FINISHED' else 'computes'} it")
+            store.log_batch(run_id, tags=[RunTag(names.OWNER, self.spool.identity),
+                                          RunTag(names.HEARTBEAT, str(int(clock.time())))])
+        self._claimed_at = clock.monotonic()
         spool_id, _, number = run.data.tags.get(names.DRAINED, "").partition(":")
         done = int(number) if spool_id == self.spool.identity else 0
         if done < len(self.spool.entries):
@@ -210,7 +304,7 @@ def drain_spools(place: TrackingPlace, patience_seconds: float = 0.0) -> DrainRe
     completed: list[str] = []
     waiting: list[str] = []
     for path in sorted((place.folder / "spool").glob("*")):
-        lock = spool_lock(place.folder, path.name)
+        lock = spool_lock(place, path.name)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -220,10 +314,15 @@ def drain_spools(place: TrackingPlace, patience_seconds: float = 0.0) -> DrainRe
                 continue
             spool = Spool(path, {})
             is_ended = has_ended(spool)
-            is_drained = Drain(spool, place.uri, place.experiment).insist(patience_seconds)
+            try:
+                is_drained = Drain(spool, place).insist(patience_seconds)
+            except TrialBusyError:
+                # Computed elsewhere after this process was lost; what lies here is not needed.
+                spool.remove()
+                continue
             if is_ended:
                 (completed if is_drained else waiting).append(path.name)
-            if is_drained and is_ended and spool.entries[-1].end == names.TrialState.FINISHED.value:
+            if is_drained and is_ended and spool.entries[-1].end in names.SETTLED:
                 spool.remove()
             else:
                 spool.close()

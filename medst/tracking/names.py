@@ -16,6 +16,15 @@ ARM = "medst.arm"
 SEED = "medst.seed"
 HEARTBEAT = "medst.heartbeat"
 """Time of the last sign of life, in seconds since 1970."""
+OWNER = "medst.owner"
+"""Identity of the spool from which the run is written: who computes the trial, or did last."""
+CPUS = "medst.cpus"
+GPUS = "medst.gpus"
+"""Processor cores and GPUs that were kept for the trial."""
+TAGGED = "medst.tagged"
+"""On a study's run: milliseconds since 1970 at which tags of its ended trials were last changed."""
+SWEEPS = "medst.sweeps"
+"""On a study's run: how many times the study was run; the step of its cost metrics."""
 DRAINED = "medst.drained"
 """`<spool id>:<sequence number>` of the last spool entry that is in the store."""
 ATTEMPTS = "medst.attempts"
@@ -37,7 +46,11 @@ FACT_METRIC_PREFIX = "facts/"
 FACT_TAG_PREFIX = "fact."
 SECONDS_METRIC = "cost/seconds"
 """Seconds of computing over all attempts of a trial."""
+LOST_SECONDS_METRIC = "cost/lost_seconds"
+"""Of these, computed in vain: after the last checkpoint of an attempt that was cut short."""
 ATTEMPTS_METRIC = "cost/attempts"
+COST_PREFIX = "cost/"
+"""Metrics of cost have the attempt as their step: a trial that is tried again costs more."""
 
 CONFIG_ARTIFACT = "config.yaml"
 ENVIRONMENT_ARTIFACT = "environment.json"
@@ -59,6 +72,9 @@ class TrialState(Enum):
     PRUNED = "pruned"
     FAILED = "failed"
 
+
+SETTLED = (TrialState.FINISHED.value, TrialState.PRUNED.value)
+"""States after which a trial does not go on from where it ended: its spool and checkpoints are not needed."""
 
 MLFLOW_STATUS = {
     TrialState.FINISHED.value: "FINISHED",

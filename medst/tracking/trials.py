@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 
 from medst.config import Config, flatten
-from medst.records import Arrays, Checkpoint, Facts, Metrics, Progress, Record, Table
+from medst.records import Arrays, Checkpoint, Facts, Metrics, Progress, Pruned, Record, Table
 from medst.tracking import names
 from medst.tracking.connection import TrackingPlace, find_experiment, is_away
 from medst.tracking.drain import BATCH_METRICS, BATCH_OTHERS, Drain, batches_of, find_run
@@ -59,6 +59,8 @@ class TrialDescription:
     torch_version: str
     studies: Mapping[str, str] = field(default_factory=dict)
     """Study -> the trial's arm in it."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Further tags of the run: what a search or another caller has to find again."""
     environment: Mapping[str, str] = field(default_factory=dict)
     parent_run_id: str | None = None
     is_private_tracked: bool = False
@@ -72,6 +74,7 @@ class TrialDescription:
         tags = {names.ARM: self.arm, names.SEED: str(self.config.seed), names.SOURCE: self.source_fingerprint,
                 names.DATA: self.data_fingerprint, names.DATA_NAME: self.data_name, names.TORCH: self.torch_version}
         tags.update({f"{names.STUDY_PREFIX}{study}": arm for study, arm in self.studies.items()})
+        tags.update(self.labels)
         tags.update({f"environment.{name}": self.environment[name] for name in _SHOWN_ENVIRONMENT
                      if name in self.environment})
         if self.parent_run_id is not None:
@@ -97,8 +100,9 @@ def track(records: Iterator[Record], description: TrialDescription, place: Track
           model_folder: Path | None = None) -> Iterator[Record]:
     """Write every record of a trial down, then pass it on.
 
-    The run ends as FINISHED when the stream ends, as FAILED with traceback and config when it raises (the
-    exception is passed on), and as interrupted when the consumer stops early. While another process
+    The run ends as FINISHED when the stream ends, as pruned when its last record says so, as FAILED with
+    traceback and config when it raises (the exception is passed on), and as interrupted when the consumer
+    stops early. While another process
     computes the same trial, this one waits. A trial that is finished yields nothing.
 
     Args:
@@ -151,6 +155,7 @@ class _Writer:
         self._drain = Drain(self._spool, place.uri, place.experiment)
         self._withheld: list[str] = []
         self._flushed = -math.inf
+        self._pruned_because: str | None = None
         self._write_head()
 
     def _append(self, **parts: Any) -> None:
@@ -186,6 +191,8 @@ class _Writer:
                     self._append()
                     self._flush()
                 return
+            case Pruned(_, reason):
+                self._pruned_because = reason
             case Checkpoint():
                 return
         if clock.monotonic() - self._flushed > FLUSH_SECONDS:
@@ -222,6 +229,10 @@ class _Writer:
         self._flushed = clock.monotonic()
 
     def finish(self, model_folder: Path | None) -> None:
+        if self._pruned_because is not None:
+            self._append(tags={names.FAILURE: self._pruned_because[:_LONGEST_TAG]})
+            self._end_measured(names.TrialState.PRUNED.value)
+            return
         if model_folder is not None and model_folder.is_dir():
             described = self._description
             if described.is_credentialed and not described.is_private_tracked:
@@ -231,7 +242,11 @@ class _Writer:
                 self._spool.put_folder(names.MODEL_FOLDER, model_folder)
                 self._append(artifacts=(names.MODEL_FOLDER,))
         self._append()
-        self.end(names.TrialState.FINISHED.value, {
+        self._end_measured(names.TrialState.FINISHED.value)
+
+    def _end_measured(self, state: str) -> None:
+        """End with the cost of the trial, which a pruned one has too."""
+        self.end(state, {
             names.SECONDS_METRIC: self._spool.seconds(), names.ATTEMPTS_METRIC: float(self._spool.attempt)})
 
     def fail(self, error: Exception) -> None:
@@ -251,7 +266,7 @@ class _Writer:
         self._drain.insist(0.0 if state == names.INTERRUPTED else PATIENCE_SECONDS)
 
     def close(self) -> None:
-        if self._drain.is_complete and self._spool.entries[-1].end == names.TrialState.FINISHED.value:
+        if self._drain.is_complete and self._spool.entries[-1].end in names.SETTLED:
             self._spool.remove()
         else:
             self._spool.close()
