@@ -233,6 +233,9 @@ class EvaluationConfig(Section):
     """Evaluators run after the last step; names of medst.evaluation.EVALUATORS."""
     validation_epochs: Positive = 1.0
     """Validation losses every so many epochs."""
+    validation_scores: Literal["last", "every"] = "last"
+    """every: the scores of the `validation` task with every validation loss, for searches that prune; last: after the
+    last step. Not part of the trial key."""
     prompt_joining: Behaviour = "corrected"
     """released: the sentences of a prompt are joined without a space."""
     equalisation: Behaviour = "corrected"
@@ -292,7 +295,7 @@ class Config(Section):
 
 
 _PLACES = ("data.root", "data.store", "training.checkpoint_epochs", "training.device", "training.world_size",
-           "evaluation.track_embeddings", "evaluation.track_attention")
+           "evaluation.track_embeddings", "evaluation.track_attention", "evaluation.validation_scores")
 """Keys that cannot change a trial's numbers (the device's type and the world size enter the key by themselves)."""
 
 _LATER = ("training.micro_batch", "training.recompute", "training.compile")

@@ -23,7 +23,7 @@ from medst.evaluation import check_tasks, evaluate, evaluate_pixel_baseline
 from medst.model import MedST
 from medst.model.accounting import count
 from medst.objectives import medst_objective
-from medst.records import Facts, Record
+from medst.records import Facts, Metrics, Record
 from medst.training.loop import TemporalWeights, num_steps, train
 
 
@@ -67,7 +67,10 @@ def run_trial(config: Config, checkpoint_dir: Path | None = None) -> Iterator[Re
         use = {f"expert_share/{index}": share for index, share in enumerate(shares.unbind())}
         return {**scored.terms, **use, "loss": scored.total}
 
-    yield from train(model, objective, loader, validation, config, checkpoint_dir)
+    records = train(model, objective, loader, validation, config, checkpoint_dir)
+    if config.evaluation.validation_scores == "every":
+        records = _scored(records, model, store, tokenizer, config, steps)
+    yield from records
     if checkpoint_dir is not None:
         folder = model.save_pretrained(checkpoint_dir / "model")
         tokenizer.save(folder)
@@ -75,6 +78,17 @@ def run_trial(config: Config, checkpoint_dir: Path | None = None) -> Iterator[Re
     if steps == 0:
         # The untrained trial is the floor of a study: what needs no training stands with it.
         yield from evaluate_pixel_baseline(store, config)
+
+
+def _scored(records: Iterator[Record], model: MedST, store: Store, tokenizer: Tokenizer, config: Config, steps: int
+            ) -> Iterator[Record]:
+    """The loop's records, each validation loss followed by the validation scores; the last step is the evaluators'."""
+    evaluation = config.evaluation.model_copy(update={"tasks": ("validation",), "track_embeddings": False})
+    scoring = config.model_copy(update={"evaluation": evaluation})
+    for record in records:
+        yield record
+        if isinstance(record, Metrics) and "validation/loss" in record.values and record.step < steps:
+            yield from evaluate(model, store, tokenizer, scoring, record.step)
 
 
 @dataclass(frozen=True)
