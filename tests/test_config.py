@@ -45,6 +45,8 @@ PLACES = {
     "evaluation.track_attention": True,
 }
 """Settings that cannot change a trial's numbers, each with a value that is not the default."""
+LATER = {"training.micro_batch": 3, "training.recompute": True, "training.compile": True}
+"""Settings that are in the canonical form only where they are not at their default."""
 
 
 def leaves(section: type[Section], prefix: str = "") -> Iterator[str]:
@@ -206,6 +208,7 @@ def test_a_missing_file_names_its_neighbour(write: Any) -> None:
         ({"model.experts.num_experts": 5}, "routing=learned"),
         ({"training.small_batches": "released", "training.pairs_per_batch": 4}, "small_batches=corrected"),
         ({"data.sequence_length": 1}, "data.sequence_length"),
+        ({"training.micro_batch": 4, "model.experts.routing": "learned"}, "training.recompute=true"),
     ],
 )
 def test_impossible_combinations_are_refused_with_a_remedy(overrides: dict[str, Any], remedy: str) -> None:
@@ -251,7 +254,13 @@ def test_canonical_is_sorted_json_without_places() -> None:
     tree = json.loads(canonical(Config()))
     assert list(tree) == sorted(tree)
     by_themselves = {"training.device", "training.world_size"}
-    assert set(tree) == set(known_keys()) - set(PLACES) - by_themselves | {"training.device_type"}
+    assert set(tree) == set(known_keys()) - set(PLACES) - set(LATER) - by_themselves | {"training.device_type"}
+
+
+def test_canonical_holds_later_settings_only_where_they_were_changed() -> None:
+    for key, value in LATER.items():
+        changed = json.loads(canonical(override(Config(), {key: value})))
+        assert changed == {**json.loads(canonical(Config())), key: value}
 
 
 def test_canonical_ignores_places_and_the_device_number() -> None:

@@ -198,7 +198,7 @@ def check_move_vit() -> File:
     layout = arrange([PA] * count, [LATERAL] * count, range(count), patches, 2)
     mask = torch.ones(count, 1, 1, 1 + 2 * patches, dtype=torch.bool)
     mask[missing, ..., 1 + patches:] = False
-    tokens, _, _ = encoder.encode_tokens(torch.cat([frontal, lateral]), layout, mask)
+    tokens = encoder.encode_tokens(torch.cat([frontal, lateral]), layout, mask)
     split = count * (1 + patches)
     both = torch.cat([tokens[:split].view(count, 1 + patches, -1), tokens[split:].view(count, patches, -1)], dim=1)
     file.close("out_two_view", both, atol=1e-4, rtol=1e-4)

@@ -35,7 +35,7 @@ from medst.data.batch import Batch
 from medst.model import MedST
 from medst.model.accounting import count
 from medst.model.experts import LearnedExperts
-from medst.model.routing import EXPERT_OF_VIEW, arrange
+from medst.model.routing import EXPERT_OF_VIEW, arrange, expert_share
 from medst.model.text import add_up_words
 from medst.objectives.alignment import local_alignment
 from medst.objectives.contrast import global_contrast
@@ -167,7 +167,7 @@ def test_the_layout_sends_every_token_to_the_expert_of_its_view(
                  for lateral in layout.lateral_order for _ in range(4)]
     assert experts == expected
     assert len(layout.segments) <= {1: 1, 2: 2, 3: 4, 4: 6}[num_experts]
-    assert sum(layout.expert_share(num_experts)) == pytest.approx(1.0)
+    assert sum(expert_share([layout], num_experts)) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("num_experts", [1, 2, 3, 4])

@@ -12,6 +12,8 @@ Legend: B pairs, L laterals, P patches of one image, T tokens of the whole batch
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,8 @@ from medst.data.batch import VIEWS
 from medst.model.experts import LearnedExperts, ViewExperts
 from medst.model.initialisation import initialise_transformer, stream
 from medst.model.outputs import ImageFeatures
-from medst.model.routing import TokenLayout, arrange
+from medst.model.recompute import in_block, in_piece, join
+from medst.model.routing import TokenLayout, arrange, expert_share
 
 _NORM_EPSILON = 1e-6
 _POSITION_DEVIATION = 0.3
@@ -118,8 +121,23 @@ class Block(nn.Module):
         return tokens + self.experts(tokens, layout.segments), nothing, nothing
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Pairs of a batch that pass through the blocks together."""
+
+    first_pair: int
+    first_lateral: int
+    layout: TokenLayout
+    """Counts pairs and laterals from the first of the piece."""
+
+
 class ImageEncoder(nn.Module):
-    """Encodes pairs of views, or images of one view alone."""
+    """Encodes pairs of views, or images of one view alone.
+
+    Attributes:
+        micro_batch: pairs whose activations are held at once, 0 = all; see `medst.model.recompute`.
+        recompute: hold only the inputs of the blocks.
+    """
 
     def __init__(self, image: ImageEncoderConfig, experts: ExpertsConfig, *, image_size: int, seed: int,
                  initialisation: Behaviour) -> None:
@@ -131,6 +149,8 @@ class ImageEncoder(nn.Module):
         self.missing_lateral = image.missing_lateral
         self.is_learned = experts.routing == "learned"
         self.num_experts = experts.num_experts
+        self.micro_batch = 0
+        self.recompute = False
         with stream(seed, "image.stem"):
             self.stem: nn.Module = (
                 PatchEmbed(image_size, image.patch_size, image.num_channels, image.width)
@@ -181,50 +201,85 @@ class ImageEncoder(nn.Module):
                 rows = list(range(num_pairs))
                 key_mask = torch.ones(num_pairs, 1, 1, 1 + 2 * self.num_patches, dtype=torch.bool)
                 key_mask[[row not in present for row in rows], ..., 1 + self.num_patches:] = False
-        layout = arrange(views, lateral_views, rows, self.num_patches, 1 if self.is_learned else self.num_experts)
-        order = torch.tensor(layout.frontal_order)
+        pieces = self._pieces(views, lateral_views, rows)
+        layouts = [piece.layout for piece in pieces]
+        order = torch.tensor([piece.first_pair + pair for piece in pieces for pair in piece.layout.frontal_order])
         inverse = order.argsort().to(device, non_blocking=True)
         if key_mask is not None:
             key_mask = key_mask[order].to(device, non_blocking=True)
         images = frontal[order.to(device, non_blocking=True)]
         if rows:
             assert lateral is not None
-            lateral_order = torch.tensor(layout.lateral_order)
+            lateral_order = torch.tensor([piece.first_lateral + index for piece in pieces
+                                          for index in piece.layout.lateral_order])
             images = torch.cat([images, lateral[lateral_order.to(device, non_blocking=True)]])
             lateral_inverse = lateral_order.argsort().to(device, non_blocking=True)
 
-        tokens, balance_loss, expert_share = self.encode_tokens(images, layout, key_mask)
-        num_patches, width = self.num_patches, tokens.shape[-1]
-        frontal_tokens, lateral_tokens = tokens.split([num_pairs * (1 + num_patches), len(rows) * num_patches])
-        frontal_tokens = frontal_tokens.view(num_pairs, 1 + num_patches, width)[inverse]
-        lateral_patches = lateral_tokens.view(len(rows), num_patches, width)
+        patches = self._embed(images)
+        sizes = [layout.num_pairs for layout in layouts] + [layout.num_laterals for layout in layouts]
+        parts = patches.split(sizes)
+        masks = [None] * len(pieces) if key_mask is None else key_mask.split(sizes[:len(pieces)])
+        encoded = [
+            in_piece(self._transform, len(pieces), frontal_part, lateral_part, layout, mask)
+            for frontal_part, lateral_part, layout, mask
+            in zip(parts[:len(pieces)], parts[len(pieces):], layouts, masks, strict=True)
+        ]
+        num_patches = self.num_patches
+        split = [tokens.split([layout.num_pairs * (1 + num_patches), layout.num_laterals * num_patches])
+                 for (tokens, _, _), layout in zip(encoded, layouts, strict=True)]
+        frontal_tokens = join([tokens for tokens, _ in split]).view(num_pairs, 1 + num_patches, -1)[inverse]
+        lateral_patches = join([tokens for _, tokens in split]).view(len(rows), num_patches, frontal_tokens.shape[-1])
         if rows:
             lateral_patches = lateral_patches[lateral_inverse]
+        if self.is_learned:
+            # Pieces do not occur here: the balance loss is of the whole batch.
+            ((_, balances, shares),) = encoded
+            balance_loss, share = torch.stack(balances).mean(), torch.stack(shares)
+        else:
+            balance_loss = frontal_tokens.new_zeros((), dtype=torch.float32)
+            share = torch.tensor([expert_share(layouts, self.num_experts)] * len(self.blocks))
+            share = share.to(device, non_blocking=True)
         return ImageFeatures(
             cls=frontal_tokens[:, 0],
             frontal_patches=frontal_tokens[:, 1:],
             lateral_patches=lateral_patches,
             lateral_row=torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True),
             balance_loss=balance_loss,
-            expert_share=expert_share,
+            expert_share=share,
         )
 
-    def encode_tokens(
-        self, images: Tensor, layout: TokenLayout, key_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (B + L, C, side, side) in the layout's order -> tokens (T, D), balance loss, expert shares."""
-        num_pairs = layout.num_pairs
-        patches = self.stem(images.expand(-1, self.num_channels, -1, -1)) + self.pos_embed[:, 1:]
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(num_pairs, -1, -1)
-        frontal, lateral = patches.split([num_pairs, layout.num_laterals])
+    def encode_tokens(self, images: Tensor, layout: TokenLayout, key_mask: Tensor | None) -> Tensor:
+        """Images (B + L, C, side, side) in the layout's order -> tokens (T, D), normed."""
+        frontal, lateral = self._embed(images).split([layout.num_pairs, layout.num_laterals])
+        return self._transform(frontal, lateral, layout, key_mask)[0]
+
+    def _pieces(self, views: list[int], lateral_views: list[int], rows: list[int]) -> list[_Piece]:
+        """The batch, cut into `micro_batch` pairs with their laterals."""
+        size = self.micro_batch or len(views)
+        assert size >= len(views) or not self.is_learned, "learned routing needs all tokens of a batch at once"
+        num_experts = 1 if self.is_learned else self.num_experts
+        pieces = []
+        for first in range(0, len(views), size):
+            begin, end = bisect_left(rows, first), bisect_left(rows, first + size)
+            layout = arrange(views[first:first + size], lateral_views[begin:end],
+                             [row - first for row in rows[begin:end]], self.num_patches, num_experts)
+            pieces.append(_Piece(first, begin, layout))
+        return pieces
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """(N, C, side, side) -> patches with their positions (N, P, D)."""
+        return self.stem(images.expand(-1, self.num_channels, -1, -1)) + self.pos_embed[:, 1:]
+
+    def _transform(
+        self, frontal: Tensor, lateral: Tensor, layout: TokenLayout, key_mask: Tensor | None
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Patches (B, P, D), (L, P, D) in the layout's order -> tokens (T, D), and of every block the balance loss and
+        the experts' shares, empty but for learned routing."""
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(layout.num_pairs, -1, -1)
         tokens = torch.cat([torch.cat([cls, frontal], dim=1).flatten(0, 1), lateral.flatten(0, 1)])
         balances, shares = [], []
         for block in self.blocks:
-            tokens, balance, share = block(tokens, layout, key_mask)
+            tokens, balance, share = in_block(block, self.recompute, tokens, layout, key_mask)
             balances.append(balance)
             shares.append(share)
-        tokens = self.norm(tokens)
-        if self.is_learned:
-            return tokens, torch.stack(balances).mean(), torch.stack(shares)
-        share = torch.tensor([layout.expert_share(self.num_experts)] * len(self.blocks))
-        return tokens, tokens.new_zeros((), dtype=torch.float32), share.to(tokens.device, non_blocking=True)
+        return self.norm(tokens), balances, shares

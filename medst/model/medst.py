@@ -93,7 +93,22 @@ class MedST(nn.Module):
         model = cls(config.model, image_size=config.data.crop_size, max_tokens=config.data.caption_tokens,
                     architecture=architecture, padding=config.objective.local.padding, seed=config.seed)
         weights.load_pretrained_encoders(model)
+        for encoder in (model.image_encoder, model.text_encoder):
+            encoder.micro_batch, encoder.recompute = config.training.micro_batch, config.training.recompute
+        if config.training.compile:
+            model.compile_parts()
         return model
+
+    def compile_parts(self) -> None:
+        """Have torch.compile fuse the operations of the experts, the text layers and the heads.
+
+        Parts, not the whole: how many tokens each expert serves differs from batch to batch, and the parts take that
+        as one symbolic size. Weights and their names stay as they are.
+        """
+        parts = [*self.text_encoder.bert.encoder.layer, self.image_head, self.patch_head, self.report_head,
+                 self.word_head, *(expert for block in self.image_encoder.blocks for expert in block.experts.experts)]
+        for part in parts:
+            part.compile(dynamic=True)
 
     @property
     def vocabulary_size(self) -> int:

@@ -45,12 +45,14 @@ class TokenLayout:
     def num_laterals(self) -> int:
         return len(self.lateral_order)
 
-    def expert_share(self, num_experts: int) -> list[float]:
-        """Share of the tokens that each expert serves."""
-        counts = [0] * num_experts
-        for expert, size in self.segments:
+
+def expert_share(layouts: Sequence[TokenLayout], num_experts: int) -> list[float]:
+    """Share of the tokens that each expert serves."""
+    counts = [0] * num_experts
+    for layout in layouts:
+        for expert, size in layout.segments:
             counts[expert] += size
-        return [count / sum(counts) for count in counts]
+    return [count / sum(counts) for count in counts]
 
 
 def arrange(

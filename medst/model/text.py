@@ -14,6 +14,7 @@ from transformers import BertConfig, BertModel
 from medst.config import Behaviour, TextEncoderConfig
 from medst.model.initialisation import stream
 from medst.model.outputs import TextFeatures
+from medst.model.recompute import in_block, in_piece, join
 
 
 def bert_config(text: TextEncoderConfig, vocabulary_size: int, max_positions: int) -> BertConfig:
@@ -56,12 +57,19 @@ def add_up_words(vectors: Tensor, word_of_token: Tensor, num_slots: int) -> Tens
 
 
 class TextEncoder(nn.Module):
-    """BERT without pooler, then words."""
+    """BERT without pooler, then words.
+
+    Attributes:
+        micro_batch: reports whose activations are held at once, 0 = all; see `medst.model.recompute`.
+        recompute: hold only the inputs of the layers.
+    """
 
     def __init__(self, architecture: BertConfig, text: TextEncoderConfig, *, seed: int) -> None:
         super().__init__()
         self.positions: Behaviour = text.positions
         self.word_aggregation: Behaviour = text.word_aggregation
+        self.micro_batch = 0
+        self.recompute = False
         with stream(seed, "text"):
             self.bert = BertModel._from_config(architecture, attn_implementation="sdpa", add_pooling_layer=False)
         if self.positions == "released":
@@ -76,7 +84,7 @@ class TextEncoder(nn.Module):
 
     def tokens(self, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, W), (B, W) -> last-layer token vectors (B, W, D)."""
-        return self._hidden_states(token_ids, attention_mask)[-1]
+        return self._last_states(token_ids, attention_mask)[0]
 
     def forward(
         self,
@@ -105,34 +113,41 @@ class TextEncoder(nn.Module):
         word_index = word_mask.flatten().nonzero()[:, 0]
         slots = word_of_token.to(device, non_blocking=True)
 
-        hidden = self._hidden_states(token_ids, attention_mask)
-        words = add_up_words(hidden[-1], slots, num_slots)
+        last, before_last = self._last_states(token_ids, attention_mask)
+        words = add_up_words(last, slots, num_slots)
         return TextFeatures(
             report=words[:, 0],
             words=words[:, 1:],
             word_mask=word_mask.to(device, non_blocking=True),
             word_index=word_index.to(device, non_blocking=True),
-            attention=self._word_attention(hidden[-2], attention_mask, slots, num_slots) if with_attention else None,
+            attention=self._word_attention(before_last, attention_mask, slots, num_slots) if with_attention else None,
         )
 
-    def _hidden_states(self, token_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
-        """Embeddings and the output of every layer, each (B, W, D)."""
+    def _last_states(self, token_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Output and input of the last layer, each (B, W, D)."""
         length = token_ids.shape[1]
         if length > self.max_positions:
             raise ValueError(
                 f"captions of {length} tokens are longer than the text encoder's {self.max_positions} positions; "
                 "lower data.caption_tokens"
             )
-        positions = torch.arange(length, device=token_ids.device)[None]
+        size = self.micro_batch or len(token_ids)
+        pieces = list(zip(token_ids.split(size), attention_mask.split(size), strict=True))
+        states = [in_piece(self._transform, len(pieces), ids, mask) for ids, mask in pieces]
+        return join([last for last, _ in states]), join([before_last for _, before_last in states])
+
+    def _transform(self, token_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The last states of some reports."""
+        positions = torch.arange(token_ids.shape[1], device=token_ids.device)[None]
         if self.positions == "released":
             positions = torch.zeros_like(positions)
         hidden = self.bert.embeddings(input_ids=token_ids, position_ids=positions,
                                       token_type_ids=torch.zeros_like(positions))
         keys = attention_mask[:, None, None, :].bool()
-        states = [hidden]
+        before_last = hidden
         for layer in self.bert.encoder.layer:
-            states.append(layer(states[-1], attention_mask=keys))
-        return states
+            before_last, hidden = hidden, in_block(layer, self.recompute, hidden, keys)
+        return hidden, before_last
 
     def _word_attention(self, hidden: Tensor, attention_mask: Tensor, slots: Tensor, num_slots: int) -> Tensor:
         """Attention of the last layer from [CLS], mean of the heads, added up per word: (B, N).
