@@ -12,7 +12,7 @@ from medst.config import Config, DataConfig
 from medst.data import provision
 from medst.data.phantom import PRESETS
 from medst.data.phantom.presets import PhantomError
-from medst.data.provision import phantom_preset, provide
+from medst.data.provision import phantom_of, provide
 from medst.data.readers import DataError
 
 
@@ -48,10 +48,13 @@ def test_an_absent_phantom_and_its_store_are_made_once(data: DataConfig) -> None
 
 
 def test_only_a_preset_in_its_own_place_is_made(data: DataConfig, tmp_path: Path) -> None:
-    assert phantom_preset(Path("data/phantom/smoke")) == "smoke"
-    assert phantom_preset(Path("/home/user/data/phantom/smoke")) == "smoke"
-    for other in ("phantom/smoke", "data/phantom/mimic", "data/phantom/smoke/more", "smoke"):
-        assert phantom_preset(Path(other)) is None
+    smoke = provision.PRESETS["smoke"]
+    assert phantom_of(Path("data/phantom/smoke")) == smoke
+    assert phantom_of(Path("/home/user/data/phantom/smoke")) == smoke
+    assert phantom_of(Path("data/phantom/smoke-draw-2")) == smoke.model_copy(update={"seed": 2})
+    for other in ("phantom/smoke", "data/phantom/mimic", "data/phantom/smoke/more", "smoke", "data/phantom/smoke-draw-",
+                  "data/phantom/smoke-draw-x"):
+        assert phantom_of(Path(other)) is None
     with pytest.raises(DataError, match="no such folder"):
         provide(data.model_copy(update={"root": str(tmp_path / "smoke")}), 1, lambda title: lambda done, total: None)
 

@@ -12,16 +12,22 @@ from pathlib import Path
 from filelock import FileLock
 
 from medst.config import DataConfig
-from medst.data.phantom import PRESETS, generate, read_phantom_config
+from medst.data.phantom import PRESETS, PhantomConfig, generate, read_phantom_config
 from medst.data.store import Store, prepare, store_path
 
 Step = Callable[[str], Callable[[int, int], None]]
 """Told what begins; returns what is told (done, in all)."""
 
 
-def phantom_preset(root: Path) -> str | None:
-    """Name of the phantom preset that a data root means: data/phantom/<preset>; None for any other folder."""
-    return root.name if root.parts[-3:-1] == ("data", "phantom") and root.name in PRESETS else None
+def phantom_of(root: Path) -> PhantomConfig | None:
+    """The phantom that a data root means: data/phantom/<preset>, or another draw of it, <preset>-draw-<number>; None for
+    any other folder."""
+    preset, _, draw = root.name.partition("-draw-")
+    if root.parts[-3:-1] != ("data", "phantom") or preset not in PRESETS:
+        return None
+    if not draw:
+        return PRESETS[preset] if root.name == preset else None
+    return PRESETS[preset].model_copy(update={"seed": int(draw)}) if draw.isdecimal() else None
 
 
 def provide(data: DataConfig, num_workers: int, step: Step) -> Store:
@@ -38,9 +44,9 @@ def provide(data: DataConfig, num_workers: int, step: Step) -> Store:
         DataError, StoreError: data are missing and cannot be made, or are broken.
     """
     root = Path(data.root)
-    preset = phantom_preset(root)
-    if preset is not None and not store_path(data).is_dir() and read_phantom_config(root) is None:
+    phantom = phantom_of(root)
+    if phantom is not None and not store_path(data).is_dir() and read_phantom_config(root) is None:
         root.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{root}.lock"):
-            generate(PRESETS[preset], root, num_workers=num_workers, progress=step(f"phantom '{preset}'"))
+            generate(phantom, root, num_workers=num_workers, progress=step(f"phantom '{root.name}'"))
     return prepare(data, num_workers, step(f"store of {root.name}"))
