@@ -70,7 +70,7 @@ def _heads(table: ResultTable, panel: Panel) -> list[str]:
     primary, *cost = panel.metrics
     heads = ["Arm", "n", primary.short, f"Difference to {table.reference}"]
     if table.num_seeds >= MIN_SEEDS_FOR_TEST:
-        heads.append("p")
+        heads += ["p", "g"]
     return [*heads, "MDD", "r", *(metric.short for metric in cost)]
 
 
@@ -81,15 +81,23 @@ def _column_head(table: ResultTable, metric: Metric) -> str:
 def _detailed_line(table: ResultTable, panel: Panel, row: Row, mark: Callable[[str, Cell], str]) -> list[str]:
     primary, *cost = panel.metrics
     cell = row.cells[primary.key]
-    line = [row.arm, str(cell.interval.n or ""), mark(score(cell.interval, primary), cell),
+    line = [row.arm, _counts(row, cell), mark(score(cell.interval, primary), cell),
             "reference" if row.is_reference else difference(cell.difference, primary)]
     if table.num_seeds >= MIN_SEEDS_FOR_TEST:
-        line.append(p_value(cell.adjusted_p))
+        size = math.nan if cell.difference is None else cell.difference.effect_size
+        line += [p_value(cell.adjusted_p), _blank(size, f"{size:+.2f}".replace("-", MINUS))]
     correlation = math.nan if cell.difference is None else cell.difference.correlation
     line += [_blank(cell.detectable, number(cell.detectable, primary)),
              _blank(correlation, f"{correlation:.2f}".replace("-", MINUS))]
     return line + [_blank(mean, number(mean, metric)) for metric in cost
                    for mean in (row.cells[metric.key].interval.mean,)]
+
+
+def _counts(row: Row, cell: Cell) -> str:
+    """'5 (1 failed)': seeds in the number, and the arm's trials that are not."""
+    rest = ", ".join(f"{number} {state}" for state, number in row.unfinished.items())
+    n = str(cell.interval.n or "")
+    return f"{n or 0} ({rest})" if rest else n
 
 
 def _two_lines(row: Row, metric: Metric, mark: Callable[[str, Cell], str]) -> tuple[str, str]:
@@ -266,9 +274,12 @@ def csv_frame(table: ResultTable) -> pd.DataFrame:
                 "reference": table.reference, "n_pairs": paired.n if paired else 0,
                 "difference": paired.mean if paired else math.nan, "difference_low": paired.low if paired else math.nan,
                 "difference_high": paired.high if paired else math.nan,
-                "correlation": paired.correlation if paired else math.nan, "adjusted_p": cell.adjusted_p,
-                "detectable": cell.detectable, "mark": cell.mark, "run_ids": " ".join(cell.run_ids),
-                "reference_run_ids": " ".join(reference.cells[metric.key].run_ids),
+                "correlation": paired.correlation if paired else math.nan,
+                "effect_size": paired.effect_size if paired else math.nan, "adjusted_p": cell.adjusted_p,
+                "detectable": cell.detectable, "mark": cell.mark,
+                "unfinished": " ".join(f"{state}:{number}" for state, number in row.unfinished.items()),
+                "run_ids": " ".join(cell.run_ids.values()),
+                "reference_run_ids": " ".join(reference.cells[metric.key].run_ids.values()),
             })
     return pd.DataFrame.from_records(records)
 

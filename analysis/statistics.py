@@ -62,6 +62,11 @@ class PairedDifference:
         return self.interval.n
 
     @property
+    def effect_size(self) -> float:
+        """Hedges' g of the differences: their mean in units of their deviation, corrected for few seeds."""
+        return standardised_difference(self.interval.mean, self.interval.deviation, self.interval.n)
+
+    @property
     def mean(self) -> float:
         return self.interval.mean
 
@@ -114,6 +119,22 @@ def paired_difference(arm: ArrayLike, reference: ArrayLike, confidence: float = 
     if first.size >= 3 and np.ptp(first) > 0 and np.ptp(second) > 0:
         correlation = float(np.corrcoef(first, second)[0, 1])
     return PairedDifference(mean_interval(first - second, confidence), correlation)
+
+
+def standardised_difference(mean: float, deviation: float, n: int) -> float:
+    """Mean difference over the deviation of the differences, with the exact factor of Hedges (1981) against its bias.
+
+    Args:
+        mean: of the n paired differences.
+        deviation: of the same, n - 1 in the denominator.
+
+    Returns:
+        NaN below three pairs, where the factor is zero, and where all differences are equal.
+    """
+    if n < 3 or deviation == 0:
+        return math.nan
+    half = (n - 1) / 2
+    return math.exp(math.lgamma(half) - math.lgamma(half - 0.5)) / math.sqrt(half) * mean / deviation
 
 
 def max_t_adjusted_p(differences: ArrayLike, min_seeds: int = MIN_SEEDS_FOR_TEST) -> Floats:

@@ -8,18 +8,19 @@ What lives here: the content of tables as plain frozen carriers. What must not: 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
 from analysis import registry, statistics
 from analysis.registry import Metric
-from analysis.text import distinct, seeds_text
+from analysis.text import counted, distinct, seeds_text
 from analysis.tidy import FINISHED, Plan, Study
 
 Mark = Literal["", "best", "contender"]
+Kind = Literal["arm", "floor", "chance"]
 SIGNIFICANCE = 0.05
 
 
@@ -35,17 +36,23 @@ class Cell:
     detectable: float
     """Smallest true difference that this many seeds find with power 0.8; NaN where unknown."""
     mark: Mark
-    run_ids: tuple[str, ...]
+    values: Mapping[int, float]
+    """Seed -> tracked value."""
+    run_ids: Mapping[int, str]
+    """Seed -> the run behind it."""
 
 
 @dataclass(frozen=True)
 class Row:
     arm: str
+    kind: Kind
     is_reference: bool
     num_trials: int
     """Finished trials of the arm."""
     cells: dict[str, Cell]
     """Metric key -> cell."""
+    unfinished: Mapping[str, int] = field(default_factory=dict)
+    """State (missing, running, failed, pruned) -> planned trials of the arm in it."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,11 @@ class ResultTable:
     title: str
     study: str
     reference: str
-    num_seeds: int
+    primary: str
+    """Key of the registered primary metric, whether or not it is in this table."""
+    seeds: tuple[int, ...]
+    fingerprint: str
+    """Of what the table was made from: `Study.fingerprint`."""
     panels: tuple[Panel, ...]
     rows: tuple[Row, ...]
     caption: tuple[str, ...]
@@ -96,6 +107,10 @@ class ResultTable:
     verdicts: tuple[Verdict, ...] = ()
     is_one_task: bool = False
     """All columns belong to one task, which the title names."""
+
+    @property
+    def num_seeds(self) -> int:
+        return len(self.seeds)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -137,7 +152,7 @@ def task_tables(study: Study, current_source: str) -> list[ResultTable]:
     return tables
 
 
-_EMPTY = Cell(statistics.mean_interval([]), None, math.nan, math.nan, "", ())
+_EMPTY = Cell(statistics.mean_interval([]), None, math.nan, math.nan, "", {}, {})
 
 
 def _build(study: Study, name: str, title: str, panels: tuple[Panel, ...], current_source: str,
@@ -152,15 +167,16 @@ def _build(study: Study, name: str, title: str, panels: tuple[Panel, ...], curre
     for column in columns.values():
         column.update(dict.fromkeys(set(floors) - set(column), _EMPTY))
     rows = [
-        Row(registry.FLOORS.get(arm, arm), arm == plan.reference,
+        Row(registry.FLOORS.get(arm, arm), "floor" if arm in floors else "arm", arm == plan.reference,
             int(finished.get(arm, max(column[arm].interval.n for column in columns.values()))),
-            {key: column[arm] for key, column in columns.items()})
+            {key: column[arm] for key, column in columns.items()},
+            {state: number for state, number in study.states(arm).items() if state != FINISHED})
         for arm in (*plan.arms, *floors)]
     chances = {metric.key: _chance_cell(study, metric) for metric in metrics}
     if not all(math.isnan(cell.interval.mean) for cell in chances.values()):
-        rows.append(Row("chance", False, 0, chances))
+        rows.append(Row("chance", "chance", False, 0, chances))
     return ResultTable(
-        name, title, plan.name, plan.reference, len(plan.seeds), panels, tuple(rows),
+        name, title, plan.name, plan.reference, plan.primary, plan.seeds, study.fingerprint, panels, tuple(rows),
         caption=tuple(_caption(study, metrics, rows)),
         warnings=tuple(warnings_of(study, current_source)), is_one_task=is_one_task,
     )
@@ -185,7 +201,7 @@ def _column(study: Study, metric: Metric, floors: Sequence[str]) -> dict[str, Ce
         order = [plan.reference, *others]
         scores[floor] = study.scores(key)[order].bfill(axis=1).iloc[:, 0]
         found = study.run_ids(key)
-        run_ids[floor] = tuple(run for arm in order for run in found[arm])
+        run_ids[floor] = {seed: run for arm in reversed(order) for seed, run in found[arm].items()}
     cells = {}
     for arm in scores.columns:
         difference = None
@@ -195,7 +211,7 @@ def _column(study: Study, metric: Metric, floors: Sequence[str]) -> dict[str, Ce
             if arm not in registry.FLOORS:
                 detectable = statistics.minimum_detectable_difference(difference.interval.deviation, difference.n)
         cells[arm] = Cell(statistics.mean_interval(scores[arm].to_numpy()), difference, adjusted.get(arm, math.nan),
-                          detectable, marks.get(arm, ""), run_ids[arm])
+                          detectable, marks.get(arm, ""), scores[arm].dropna().to_dict(), run_ids[arm])
     return cells
 
 
@@ -203,7 +219,7 @@ def _chance_cell(study: Study, metric: Metric) -> Cell:
     level = math.nan if metric.chance is None else metric.chance
     if metric.chance_key:
         level = statistics.mean_interval(study.scores(metric.chance_key).to_numpy().ravel()).mean
-    return Cell(statistics.Interval(level, math.nan, 0, math.nan), None, math.nan, math.nan, "", ())
+    return Cell(statistics.Interval(level, math.nan, 0, math.nan), None, math.nan, math.nan, "", {}, {})
 
 
 def _verdicts(study: Study) -> Iterator[Verdict]:
@@ -234,9 +250,9 @@ def _marks(arms: Sequence[str], table: statistics.Floats, metric: Metric) -> dic
 def _caption(study: Study, metrics: Sequence[Metric], rows: Sequence[Row]) -> list[str]:
     plan = study.plan
     done = study.trials[study.trials["state"] == FINISHED]
-    seeds = seeds_text(plan.seeds)
+    seeds = f"seed{'s' if len(plan.seeds) > 1 else ''} {seeds_text(plan.seeds)}"
     sentences = [
-        f"Mean ± half width of the 95 % t interval over seeds {seeds}; below or beside it the difference to "
+        f"Mean ± half width of the 95 % t interval over {seeds}; below or beside it the difference to "
         f"'{plan.reference}', paired by seed, with its 95 % t interval. Scores are times 100; n counts seeds.",
     ]
     data = distinct(done["data_name"], done["data_fingerprint"])
@@ -259,7 +275,7 @@ def _test_sentences(plan: Plan, metrics: Sequence[Metric], rows: Sequence[Row]) 
     sentences = []
     primary = next((metric for metric in metrics if metric.key == plan.primary), None)
     if len(plan.seeds) < statistics.MIN_SEEDS_FOR_TEST:
-        sentences.append(f"With {len(plan.seeds)} seeds no exact paired test can reach {SIGNIFICANCE:.2f}: "
+        sentences.append(f"With {counted(len(plan.seeds), 'seed')} no exact paired test can reach {SIGNIFICANCE:.2f}: "
                          "intervals only, no p, nothing marked.")
     else:
         sentences.append("‡ best mean; † cannot be told from the best (comparison with the best, 95 %); "
@@ -279,13 +295,14 @@ def _test_sentences(plan: Plan, metrics: Sequence[Metric], rows: Sequence[Row]) 
             f"{high}{column}) is missed more than one time in five by a paired t test at {SIGNIFICANCE:.2f}, "
             "before any adjustment.")
     if primary:
-        sentences.append("r: correlation of arm and reference over seeds, which is what pairing gains.")
+        sentences.append("g: mean of the paired differences in units of their deviation (Hedges' correction for few "
+                         "seeds); r: correlation of arm and reference over seeds, which is what pairing gains.")
     return sentences
 
 
 def _count_sentence(study: Study) -> str:
     counts = study.trials["state"].value_counts()
-    parts = [f"{int(counts.get(FINISHED, 0))} of {len(study.trials)} planned trials finished"]
+    parts = [f"{int(counts.get(FINISHED, 0))} of {counted(len(study.trials), 'planned trial')} finished"]
     parts += [f"{int(number)} {state}" for state, number in counts.items() if state != FINISHED]
     return ", ".join(parts) + "."
 
@@ -301,11 +318,13 @@ def warnings_of(study: Study, current_source: str) -> list[str]:
             reasons = [str(reason).strip() for reason in group["reason"].dropna()]
             reason = f": {reasons[0].splitlines()[0]}" if reasons and reasons[0] else ""
             named.append(f"{arm} seed{'s' if len(group) > 1 else ''} {seeds_text(group['seed'])} {state}{reason}")
-        sentences.append(f"INCOMPLETE: {len(unfinished)} of {len(trials)} trials are not in it ({'; '.join(named)}).")
+        sentences.append(f"INCOMPLETE: {len(unfinished)} of {counted(len(trials), 'trial')} "
+                         f"{'is' if len(unfinished) == 1 else 'are'} not in it ({'; '.join(named)}).")
     done = trials[trials["state"] == FINISHED]
     stale = done[done["source_fingerprint"] != current_source]
     if len(stale):
-        sentences.append(f"STALE: {len(stale)} of {len(done)} trials were computed by other code "
+        sentences.append(f"STALE: {len(stale)} of {counted(len(done), 'trial')} "
+                         f"{'was' if len(stale) == 1 else 'were'} computed by other code "
                          f"({distinct(stale['source_fingerprint'])}) than the present ({current_source}).")
     if done["data_fingerprint"].nunique() > 1:
         sentences.append(f"MIXED DATA: trials of {done['data_fingerprint'].nunique()} data sets are averaged "

@@ -8,6 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
+def counted(number: int, noun: str) -> str:
+    """1, 'seed' -> '1 seed'; 3, 'seed' -> '3 seeds'."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def finding_name(finding: str) -> str:
     """'pleural_effusion' -> 'pleural effusion'."""
     return finding.replace("_", " ")

@@ -7,7 +7,8 @@ speaks it).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,7 @@ import yaml
 from numpy.typing import NDArray
 
 from medst import tracking
-from medst.config import source_fingerprint
+from medst.config import nearest, source_fingerprint
 
 TRIAL_COLUMNS = ("arm", "arm_order", "seed", "state", "run_id", "key", "source_fingerprint", "data_fingerprint",
                  "data_name", "reason", "withheld")
@@ -99,6 +100,22 @@ class Study:
     params: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Arm -> dotted config key -> text: the resolved config of one of its trials."""
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all that tables and figures are made from: plan, trials with their states and runs, numbers, configs."""
+        plan = {**vars(self.plan), "keys": sorted(self.plan.keys or ())}
+        params = {arm: sorted(params.items()) for arm, params in sorted(self.params.items())}
+        digest = hashlib.sha256(repr((plan, params)).encode())
+        for frame in (self.trials, self.values[["metric", "run_id", "value"]]):
+            # Rows come in the order in which the store gave them, which means nothing.
+            digest.update(np.sort(pd.util.hash_pandas_object(frame, index=False).to_numpy()).tobytes())
+        return digest.hexdigest()[:16]
+
+    def states(self, arm: str) -> dict[str, int]:
+        """State -> number of the arm's planned trials in it."""
+        counts = self.trials.loc[self.trials["arm"] == arm, "state"].value_counts()
+        return {str(state): int(number) for state, number in counts.items()}
+
     def level(self, arm: str, key: str) -> Any:
         """What `key` is in `arm`: as the study says, else as a trial of it resolved it; None where neither is known."""
         assigned = self.plan.assignments.get(arm, {})
@@ -135,12 +152,13 @@ class Study:
         grid = self._grids[metric][0].copy() if metric in self._grids else empty
         return pd.DataFrame(grid, index=list(plan.seeds), columns=list(plan.arms))
 
-    def run_ids(self, metric: str) -> dict[str, tuple[str, ...]]:
-        """Arm -> the runs behind its number, in the order of seeds."""
+    def run_ids(self, metric: str) -> dict[str, dict[int, str]]:
+        """Arm -> seed -> the run behind its number."""
         if metric not in self._grids:
-            return dict.fromkeys(self.plan.arms, ())
+            return {arm: {} for arm in self.plan.arms}
         runs = self._grids[metric][1]
-        return {arm: tuple(filter(None, runs[:, column])) for column, arm in enumerate(self.plan.arms)}
+        return {arm: {seed: run for seed, run in zip(self.plan.seeds, runs[:, column], strict=True) if run}
+                for column, arm in enumerate(self.plan.arms)}
 
 
 def assemble(plan: Plan, runs: pd.DataFrame, numbers: pd.DataFrame, current_source: str) -> Study:
@@ -171,33 +189,44 @@ def assemble(plan: Plan, runs: pd.DataFrame, numbers: pd.DataFrame, current_sour
 
 
 def load_study(uri: str, experiment: str, name: str) -> Study:
-    """A study from the tracking store.
+    """One study from the tracking store.
 
     Raises:
         medst.tracking.TrackingError: the store has no such study.
     """
-    plan = Plan.from_tracked(tracking.load_plan(name, uri, experiment))
-    frame = tracking.load_runs(uri, experiment, study=name)
-    if plan.keys is not None:
-        # An earlier version of the study may have other trials under the same arms and seeds.
-        frame = frame[frame["key"].isin(plan.keys)]
-    tags = {"source_fingerprint": "tags.medst.source", "data_fingerprint": "tags.medst.data",
-            "data_name": "tags.medst.data_name", "withheld": "tags.medst.withheld"}
-    runs = frame[["run_id", "arm", "seed", "state", "key", "reason", "start_time"]].assign(
-        **{column: frame.get(tag) for column, tag in tags.items()})
-    numbers = _under(frame, "metrics.")
-    # melt, not stack: thousands of runs take a fraction of a second.
-    tall = numbers.melt(var_name="metric", ignore_index=False).dropna(subset=["value"]).reset_index()
-    study = assemble(plan, runs, tall, source_fingerprint())
-    params = _under(frame, "params.")
-    first = study.trials.dropna(subset=["run_id"]).drop_duplicates("arm").set_index("arm")["run_id"]
-    return replace(study, params={str(arm): params.loc[run].dropna().to_dict() for arm, run in first.items()})
+    [study] = load_studies(tracking.read_snapshot(uri, experiment), [name])
+    return study
 
 
-def _under(frame: pd.DataFrame, prefix: str) -> pd.DataFrame:
-    """The columns `<prefix><name>` as `<name>`, by run."""
-    named = {column: column[len(prefix):] for column in frame.columns if column.startswith(prefix)}
-    return frame.set_index("run_id")[list(named)].rename(columns=named)
+def load_studies(snapshot: tracking.Snapshot, names: Sequence[str]) -> Iterator[Study]:
+    """Studies of one snapshot of the store, in the order asked for.
+
+    Raises:
+        ValueError: the store has no such study; names the nearest.
+    """
+    current = source_fingerprint()
+    runs = snapshot.runs.set_index("run_id", drop=False)
+    code = snapshot.metrics["run_id"].cat.codes.to_numpy() if len(snapshot.metrics) else np.zeros(0, dtype=int)
+    known = list(snapshot.studies)
+    for name in names:
+        if name not in snapshot.studies:
+            guess = nearest(name, known)
+            hint = f"did you mean '{guess}'?" if guess else f"it has {', '.join(known) or 'none'}"
+            raise tracking.TrackingError(f"study '{name}' is not in the tracking store {snapshot.uri}; {hint}")
+        plan = Plan.from_tracked(snapshot.plan(name))
+        served = snapshot.arms[snapshot.arms["study"] == name]
+        own = runs.loc[served["run_id"]].assign(arm=served["arm"].to_numpy())
+        if plan.keys is not None:
+            # An earlier version of the study may have other trials under the same arms and seeds.
+            own = own[own["key"].isin(plan.keys)]
+        numbers = snapshot.metrics
+        if len(numbers):
+            is_own = numbers["run_id"].cat.categories.isin(own["run_id"])
+            numbers = numbers[is_own[code]].astype({"run_id": object, "metric": object})
+        study = assemble(plan, own.reset_index(drop=True), numbers, current)
+        first = study.trials.dropna(subset=["run_id"]).drop_duplicates("arm").set_index("arm")["run_id"]
+        params = snapshot.params(first.tolist())
+        yield replace(study, params={str(arm): params[run] for arm, run in first.items()})
 
 
 def combine(studies: Sequence[Study]) -> pd.DataFrame:

@@ -104,7 +104,7 @@ def test_learning_curves_show_every_tracked_term() -> None:
         name for term, name in registry.LOSS_TERMS.items() if term != "balance"]
     by_title = {axes.get_title(loc="left"): axes for axes in visible}
     assert len(by_title["Total"].lines) == 2 and len(by_title["Local alignment"].lines) == 1
-    of_loss = curves[(curves["name"] == "train/loss") & curves["run_id"].isin(study.run_ids(PRIMARY)["full"])]
+    of_loss = curves[(curves["name"] == "train/loss") & curves["run_id"].isin(study.run_ids(PRIMARY)["full"].values())]
     assert by_title["Total"].lines[0].get_ydata() == pytest.approx(of_loss.groupby("step")["value"].mean().to_numpy())
     assert figures.learning_curves(study, curves[curves["name"] == "train/none"]) is None
 

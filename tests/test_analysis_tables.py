@@ -70,7 +70,7 @@ def test_scores_are_seeds_by_arms_of_finished_trials() -> None:
     assert scores.loc[2, "full"] == by_hand
     assert len(study.run_ids(PRIMARY)["global only"]) == 2
     assert study.trials["state"].tolist().count("pruned") == 1
-    assert study.scores("test/none").isna().all(axis=None) and study.run_ids("test/none")["full"] == ()
+    assert study.scores("test/none").isna().all(axis=None) and study.run_ids("test/none")["full"] == {}
 
 
 def test_of_several_runs_the_finished_current_latest_one_stands() -> None:
@@ -302,8 +302,8 @@ def test_csv_leads_to_the_runs() -> None:
     frame = pd.read_csv(io.StringIO(rendering.csv_frame(table).to_csv(index=False)))
     assert len(frame) == len(table.rows) * len(table.metrics)
     row = frame[(frame["arm"] == "no lateral view") & (frame["metric"] == PRIMARY)].iloc[0]
-    assert row["run_ids"].split() == list(study.run_ids(PRIMARY)["no lateral view"])
-    assert row["reference_run_ids"].split() == list(study.run_ids(PRIMARY)["full"])
+    assert row["run_ids"].split() == list(study.run_ids(PRIMARY)["no lateral view"].values())
+    assert row["reference_run_ids"].split() == list(study.run_ids(PRIMARY)["full"].values())
     scores = study.scores(PRIMARY)
     assert row["mean"] == pytest.approx(scores["no lateral view"].mean())
     assert row["difference"] == pytest.approx((scores["no lateral view"] - scores["full"]).mean())

@@ -14,10 +14,12 @@ table and figure stands. What must not: torch, Ray, anything that computes a tri
 | drain | spool -> MLflow, each thing once |
 | trials | `track`: a stream of records -> spool -> MLflow |
 | studies | the run of a study: plan, description, tables, figures; tags of shared trials |
+| index | what a ledger must know of every trial, read incrementally |
 | reading | runs, curves, tables, arrays, configs as DataFrames |
+| snapshot | all runs of an experiment in one pass, for tables of many studies |
 """
 
-from medst.tracking.connection import TrackingPlace, default_uri
+from medst.tracking.connection import TrackingError, TrackingPlace, default_uri
 from medst.tracking.drain import drain_spools
 from medst.tracking.environment import describe_environment, torch_version
 from medst.tracking.names import TrialState
@@ -32,10 +34,13 @@ from medst.tracking.reading import (
     load_table,
     metric_history,
 )
+from medst.tracking.snapshot import Snapshot, read_snapshot
 from medst.tracking.studies import ensure_study_run, log_study_artifacts
 from medst.tracking.trials import TrialDescription, track
 
 __all__ = [
+    "Snapshot",
+    "TrackingError",
     "TrackingPlace",
     "TrialDescription",
     "TrialState",
@@ -53,6 +58,7 @@ __all__ = [
     "load_table",
     "log_study_artifacts",
     "metric_history",
+    "read_snapshot",
     "torch_version",
     "track",
 ]

@@ -7,34 +7,31 @@ from __future__ import annotations
 
 import json
 import time as clock
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from mlflow.entities import Run
+from mlflow.entities import Run, ViewType
 
 from medst.config import Config, load_config
 from medst.tracking import names
 from medst.tracking.connection import EXPERIMENT, client, default_uri, find_experiment
+from medst.tracking.drain import STALE_SECONDS
 from medst.tracking.names import TrialState
 from medst.tracking.studies import study_run_id
-
-STALE_SECONDS = 900.0
-"""A run that is RUNNING without a sign of life for so long has lost its process."""
 
 _PAGE = 1000
 """Largest page that MLflow gives; it stops there without a word unless asked for the next one."""
 
 
-def search_all_runs(uri: str, experiment: str, filter_string: str) -> Iterator[Run]:
+def search_all_runs(uri: str, experiment: str, filter_string: str, view: int = ViewType.ACTIVE_ONLY) -> Iterator[Run]:
     """Every run of the experiment that passes the filter, in pages, oldest first."""
     found = find_experiment(uri, experiment)
     token: str | None = None
     while found is not None:
-        page = client(uri).search_runs([found.experiment_id], filter_string, max_results=_PAGE,
+        page = client(uri).search_runs([found.experiment_id], filter_string, view, max_results=_PAGE,
                                        order_by=["attributes.start_time ASC"], page_token=token)
         yield from page
         token = page.token
@@ -45,41 +42,22 @@ def search_all_runs(uri: str, experiment: str, filter_string: str) -> Iterator[R
 def state_of(run: Run, now: float | None = None) -> TrialState:
     """State of a trial's run as far as the store knows; RUNNING without a sign of life counts as missing."""
     tags = run.data.tags
-    match run.info.status:
+    return state_from(run.info.status, tags.get(names.STATE), tags.get(names.HEARTBEAT), run.info.start_time, now)
+
+
+def state_from(status: str, state: str | None, heartbeat: str | None, start_time: int, now: float | None = None
+               ) -> TrialState:
+    """`state_of` from MLflow's status, the tags STATE and HEARTBEAT, and the start in ms since 1970."""
+    match status:
         case "FINISHED":
             return TrialState.FINISHED
         case "FAILED":
             return TrialState.FAILED
         case "KILLED":
-            return TrialState.PRUNED if tags.get(names.STATE) == TrialState.PRUNED.value else TrialState.MISSING
-    heartbeat = float(tags.get(names.HEARTBEAT, run.info.start_time / 1000))
-    is_alive = (clock.time() if now is None else now) - heartbeat < STALE_SECONDS
+            return TrialState.PRUNED if state == TrialState.PRUNED.value else TrialState.MISSING
+    beat = start_time / 1000 if heartbeat is None else float(heartbeat)
+    is_alive = (clock.time() if now is None else now) - beat < STALE_SECONDS
     return TrialState.RUNNING if is_alive else TrialState.MISSING
-
-
-@dataclass(frozen=True)
-class TrialRun:
-    """What a ledger must know of a run."""
-
-    key: str
-    run_id: str
-    state: TrialState
-    is_marked_running: bool
-    seconds: float | None
-    reason: str | None
-    studies: Mapping[str, str]
-    """Study -> arm."""
-
-
-def trial_runs(uri: str, experiment: str) -> Iterator[TrialRun]:
-    """All trials of the experiment, oldest first."""
-    for run in search_all_runs(uri, experiment, f"tags.`{names.KIND}` = 'trial'"):
-        tags = run.data.tags
-        yield TrialRun(
-            tags[names.KEY], run.info.run_id, state_of(run), run.info.status == "RUNNING",
-            run.data.metrics.get(names.SECONDS_METRIC), tags.get(names.FAILURE),
-            {name.removeprefix(names.STUDY_PREFIX): arm for name, arm in tags.items()
-             if name.startswith(names.STUDY_PREFIX)})
 
 
 def load_runs(uri: str | None = None, experiment: str = EXPERIMENT, study: str | None = None) -> pd.DataFrame:

@@ -1,0 +1,68 @@
+"""A table as data: the JSON beside every table, which programs read instead of its text.
+
+What lives here: the one format, `medst-table/1`, described in docs/results.md. What must not: anything that is not in
+the `ResultTable`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from analysis.registry import Metric
+from analysis.statistics import PairedDifference
+from analysis.tables import Cell, ResultTable, Row
+
+FORMAT = "medst-table/1"
+
+
+def table_document(table: ResultTable) -> dict[str, Any]:
+    """The table as plain values; unknown numbers are None."""
+    panels = {metric.key: panel.title for panel in reversed(table.panels) for metric in panel.metrics}
+    return {
+        "format": FORMAT, "fingerprint": table.fingerprint, "name": table.name, "title": table.title,
+        "study": table.study, "reference": table.reference, "primary": table.primary, "seeds": list(table.seeds),
+        "warnings": list(table.warnings), "caption": list(table.caption),
+        "metrics": [_metric(metric, panels[metric.key]) for metric in table.metrics],
+        "arms": [{"name": row.arm, "kind": row.kind, "is_reference": row.is_reference, "finished": row.num_trials,
+                  "unfinished": dict(row.unfinished)} for row in table.rows],
+        "cells": [_cell(row, metric, row.cells[metric.key]) for row in table.rows for metric in table.metrics],
+        "expectations": [{"arm": verdict.arm, "metric": verdict.metric.key, "expected": verdict.expected,
+                          "difference": _difference(verdict.difference), "reading": verdict.reading}
+                         for verdict in table.verdicts],
+    }
+
+
+def json_text(table: ResultTable) -> str:
+    """`table_document` as the text of a file; the same table gives the same bytes."""
+    return json.dumps(table_document(table), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _metric(metric: Metric, panel: str) -> dict[str, Any]:
+    return {"key": metric.key, "name": metric.name, "short": metric.short, "task": metric.task, "panel": panel,
+            "column": metric.column or metric.short, "protocol": metric.protocol, "unit": metric.unit,
+            "scale": metric.scale, "digits": metric.digits, "is_higher_better": metric.is_higher_better,
+            "chance": metric.chance}
+
+
+def _cell(row: Row, metric: Metric, cell: Cell) -> dict[str, Any]:
+    interval = cell.interval
+    return {
+        "arm": row.arm, "metric": metric.key, "n": interval.n, "mean": _known(interval.mean),
+        "low": _known(interval.low), "high": _known(interval.high), "deviation": _known(interval.deviation),
+        "difference": None if cell.difference is None else _difference(cell.difference),
+        "adjusted_p": _known(cell.adjusted_p), "detectable": _known(cell.detectable), "mark": cell.mark,
+        "values": {str(seed): value for seed, value in cell.values.items()},
+        "run_ids": {str(seed): run for seed, run in cell.run_ids.items()},
+    }
+
+
+def _difference(paired: PairedDifference) -> dict[str, Any]:
+    return {"n": paired.n, "mean": _known(paired.mean), "low": _known(paired.low), "high": _known(paired.high),
+            "deviation": _known(paired.interval.deviation), "correlation": _known(paired.correlation),
+            "effect_size": _known(paired.effect_size)}
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
