@@ -1,7 +1,8 @@
-"""The ledger: for every trial key the one state it is in, read from the tracking store.
+"""The ledger: for every trial key the one state it is in, read from the tracking store; and what it all cost.
 
-The store alone decides; the locks on this disk only tell a run that is alive from one whose process was
-killed a moment ago.
+The store alone decides; locks only tell a run that is alive from one whose process was killed a moment ago: those
+beside a store that is a file, for all who use it; those on this disk, where the store is a server, for the trials that
+this disk holds. For the trials of other machines a server's store knows the last sign of life.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from medst.tracking import TrackingPlace, TrialState
-from medst.tracking.reading import trial_runs
-from medst.tracking.spool import has_spool, is_held
+from medst.tracking.connection import reaching
+from medst.tracking.index import TrialRun, trial_runs
+from medst.tracking.spool import is_held, spool_identity
 from medst.tracking.studies import reap, tag_trials
 
 
@@ -22,7 +24,14 @@ class LedgerEntry:
     state: TrialState
     run_id: str | None = None
     seconds: float | None = None
-    """Seconds of computing, where finished."""
+    """Seconds of computing over all attempts, however the trial ended; None where it has not."""
+    lost_seconds: float = 0.0
+    """Of these, computed in vain: after the last checkpoint of an attempt that was cut short."""
+    cpus: float = 1.0
+    gpus: float = 0.0
+    """What was kept for the trial."""
+    parent_run_id: str | None = None
+    """Run of the study for which it was computed first."""
     reason: str | None = None
     """Why it failed or was pruned."""
     studies: Mapping[str, str] | None = None
@@ -48,30 +57,41 @@ class Ledger:
 
     def measured_seconds(self, keys: Iterable[str]) -> list[float]:
         """Seconds of the finished trials among `keys`."""
-        return [seconds for key in keys if (seconds := self[key].seconds) is not None]
+        entries = (self[key] for key in keys)
+        return [entry.seconds for entry in entries
+                if entry.state is TrialState.FINISHED and entry.seconds is not None]
 
 
 def read_ledger(place: TrackingPlace, keys: Iterable[str]) -> Ledger:
-    """The state of each key. One key has one run; were there two, the finished one stands."""
+    """The state of each key. One key has one run; were there two, the finished one stands.
+
+    Raises:
+        TrackingError: the store is away.
+    """
     wanted = set(keys)
     entries: dict[str, LedgerEntry] = {}
-    for run in trial_runs(place.uri, place.experiment):
+    for run in trial_runs(place):
         if run.key not in wanted or (run.key in entries and run.state is not TrialState.FINISHED):
             continue
-        state = run.state
-        if run.is_marked_running and has_spool(place.folder, run.key):
-            # Computed on this machine: the lock knows better than the clock.
-            state = TrialState.RUNNING if is_held(place.folder, run.key) else TrialState.MISSING
-        entries[run.key] = LedgerEntry(state, run.run_id, run.seconds if state is TrialState.FINISHED else None,
-                                       run.reason, run.studies, run.is_marked_running)
+        entries[run.key] = LedgerEntry(
+            _state(place, run), run.run_id, run.seconds, run.lost_seconds, run.cpus, run.gpus, run.parent_run_id,
+            run.reason, run.studies, run.is_marked_running)
     return Ledger(entries)
+
+
+def _state(place: TrackingPlace, run: TrialRun) -> TrialState:
+    if run.is_marked_running and (place.is_local or run.owner == spool_identity(place.folder, run.key)):
+        # The lock knows better than the clock.
+        return TrialState.RUNNING if is_held(place, run.key) else TrialState.MISSING
+    return run.state
 
 
 def reap_lost(place: TrackingPlace, ledger: Ledger) -> int:
     """End the runs that the store calls RUNNING although their process is gone; returns their number."""
     lost = [entry.run_id for entry in ledger.entries.values()
             if entry.is_marked_running and entry.state is TrialState.MISSING and entry.run_id is not None]
-    reap(place.uri, lost)
+    with reaching(place.uri):
+        reap(place.uri, lost)
     return len(lost)
 
 
@@ -82,7 +102,8 @@ def adopt_shared(place: TrackingPlace, ledger: Ledger, study: str, arms: Iterabl
         arms: (key, arm) of the study's trials.
     """
     new = list(_new_to(ledger, study, arms))
-    tag_trials(place.uri, study, new)
+    with reaching(place.uri):
+        tag_trials(place.uri, place.experiment, study, new)
     return len(new)
 
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from medst.data.provision import Step
+from medst.data.building import Step
 from medst.tracking import TrialState
 from sweeps.worker import Outcome
 
@@ -42,7 +42,7 @@ class LiveView(AbstractContextManager["LiveView"]):
         self._console = console or Console()
         self._began = time.monotonic()
         self._spoke = self._began
-        self._finished = self._pruned = self._failed = self._lost = 0
+        self._finished = self._pruned = self._failed = self._elsewhere = self._lost = 0
         self._shares: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
         self._bars = Progress(
@@ -84,6 +84,8 @@ class LiveView(AbstractContextManager["LiveView"]):
             self._finished += 1
         elif outcome.state is TrialState.PRUNED:
             self._pruned += 1
+        elif outcome.state is TrialState.RUNNING:
+            self._elsewhere += 1
         else:
             self._failed += outcome.state is TrialState.FAILED
             self._lost += outcome.state is not TrialState.FAILED
@@ -96,7 +98,8 @@ class LiveView(AbstractContextManager["LiveView"]):
         self._refresh()
 
     def _done(self) -> float:
-        return self._finished + self._pruned + self._failed + self._lost + sum(self._shares.values())
+        return (self._finished + self._pruned + self._failed + self._elsewhere + self._lost
+                + sum(self._shares.values()))
 
     def _time_left(self) -> str:
         elapsed, done = time.monotonic() - self._began, self._done()
@@ -110,9 +113,10 @@ class LiveView(AbstractContextManager["LiveView"]):
     def _summary(self) -> str:
         pruned = f", {self._pruned} pruned" if self._pruned else ""
         failed = f", {self._failed} failed" if self._failed else ""
+        elsewhere = f", {self._elsewhere} with other drivers" if self._elsewhere else ""
         lost = f", {self._lost} not run" if self._lost else ""
-        return (f"{self._finished} of {self._num_trials} done{pruned}{failed}{lost}, {len(self._shares)} running"
-                f"{self._time_left()}")
+        return (f"{self._finished} of {self._num_trials} done{pruned}{failed}{elsewhere}{lost}, "
+                f"{len(self._shares)} running{self._time_left()}")
 
     def _refresh(self, is_news: bool = False) -> None:
         self._bars.update(self._total, completed=self._done(), status=self._summary())

@@ -13,6 +13,8 @@ from pathlib import Path
 from medst.config import Config, source_fingerprint
 from medst.records import Progress, Pruned, Record
 from medst.tracking import TrialState, track
+from medst.tracking.drain import TrialBusyError
+from medst.tracking.spool import is_disk_full
 from sweeps.trials import TrialSpec
 
 TrialFunction = Callable[[Config, Path | None], Iterator[Record]]
@@ -26,7 +28,8 @@ class Outcome:
     key: str
     name: str
     state: TrialState
-    """FINISHED, FAILED, PRUNED by a search, or MISSING where it has to be run again."""
+    """FINISHED, FAILED, PRUNED by a search, RUNNING where another driver computes it, or MISSING where it has to be run
+    again."""
     reason: str = ""
 
 
@@ -51,7 +54,8 @@ def _give_memory_back() -> None:
 def execute(spec: TrialSpec, trial_function: TrialFunction, on_progress: Callable[[Progress], None]) -> Outcome:
     """Run one trial, tracked, from its checkpoint where there is one.
 
-    An exception of the trial is its outcome, not ours; what ends the process (a signal, lost memory) passes.
+    An exception of the trial is its outcome, not ours; what ends the process (a signal, lost memory) passes. A full
+    disk is no fault of the trial: it is missing, and goes on where it stopped.
     """
     import torch
 
@@ -72,7 +76,13 @@ def execute(spec: TrialSpec, trial_function: TrialFunction, on_progress: Callabl
                 on_progress(record)
             elif isinstance(record, Pruned):
                 outcome = Outcome(spec.key, spec.name, TrialState.PRUNED, record.reason)
+    except TrialBusyError as error:
+        state = TrialState.FINISHED if error.is_finished else TrialState.RUNNING
+        return Outcome(spec.key, spec.name, state, str(error))
     except Exception as error:
+        if is_disk_full(error):
+            return Outcome(spec.key, spec.name, TrialState.MISSING, f"no space is left for {spec.folder}: free some, "
+                           "then run the same command again; the trial goes on from its last checkpoint")
         reason = traceback.format_exception_only(error)[-1].strip()
         return Outcome(spec.key, spec.name, TrialState.FAILED, reason)
     finally:

@@ -240,9 +240,9 @@ def test_a_failed_trial_keeps_reason_traceback_and_config_and_can_be_tried_again
 def test_a_consumer_that_stops_leaves_an_interrupted_run(place: TrackingPlace) -> None:
     stream = track(fake_trial(Config(), None), describe(), place)
     list(itertools.islice(stream, 4))
-    assert is_held(place.folder, "key")
+    assert is_held(place, "key")
     stream.close()
-    assert not is_held(place.folder, "key")
+    assert not is_held(place, "key")
     row = load_runs(place.uri).iloc[0]
     assert (row["state"], row["status"], row["tags.medst.state"]) == ("missing", "KILLED", "interrupted")
 
@@ -319,12 +319,12 @@ def test_a_lost_answer_to_a_create_request_leaves_one_run(place: TrackingPlace) 
 
 
 def test_a_second_process_waits_for_the_first(place: TrackingPlace) -> None:
-    lock = spool_lock(place.folder, "key")
+    lock = spool_lock(place, "key")
     lock.acquire()
-    assert is_held(place.folder, "key") and not is_held(place.folder, "other")
+    assert is_held(place, "key") and not is_held(place, "other")
     assert drain_spools(place).completed == ()
     lock.release()
-    assert not is_held(place.folder, "key")
+    assert not is_held(place, "key")
 
 
 def test_a_run_without_a_sign_of_life_counts_as_missing(place: TrackingPlace) -> None:

@@ -13,10 +13,11 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
@@ -52,8 +53,22 @@ class TrackingPlace:
 
     uri: str
     folder: Path
-    """Absolute; holds spool/, locks/ and checkpoints/."""
+    """Absolute; holds spool/, locks/ and checkpoints/. On a cluster it lies on a disk that all nodes share."""
     experiment: str = EXPERIMENT
+
+    @property
+    def is_local(self) -> bool:
+        """True where the store is a file on this machine's disks: locks beside it order all who use it."""
+        return _database(self.uri) is not None
+
+    @property
+    def locks(self) -> Path:
+        """Folder of the locks: with the store where that is a file, so that two projects which share a store
+        share its locks; with the spools where it is a server."""
+        database = _database(self.uri)
+        if database is None or database.parent == self.folder.parent:
+            return self.folder / "locks"
+        return database.with_name(f"{database.name}.locks")
 
     @staticmethod
     def of_project(project: Path | None = None) -> TrackingPlace:
@@ -136,6 +151,19 @@ def is_away(error: Exception) -> bool:
     return isinstance(error, OSError)
 
 
-def is_local(uri: str) -> bool:
-    """True for a store on this machine's disk, False for a server."""
-    return urlsplit(uri).scheme in ("sqlite", "file", "")
+@contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Turn the error of a store that is away into one for the user.
+
+    Raises:
+        TrackingError: the store could not be reached, or is too busy to answer.
+    """
+    try:
+        yield
+    except MlflowException as error:
+        if not is_away(error):
+            raise
+        story = str(error).strip().splitlines() or [type(error).__name__]
+        raise TrackingError(
+            f"tracking store {uri} is away ({story[0][:200]}); start it, or set MLFLOW_TRACKING_URI, then run the same "
+            "command again: what was computed waits on this disk and nothing is lost") from error

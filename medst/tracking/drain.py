@@ -25,6 +25,7 @@ from typing import Any
 
 from filelock import Timeout
 from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 
 from medst.tracking import names
 from medst.tracking.connection import TrackingPlace, client, ensure_experiment, is_away
@@ -49,6 +50,11 @@ _LONGEST_WAIT_SECONDS = 60.0
 
 class TrialBusyError(ValueError):
     """Another process computes the trial, or has computed it."""
+
+    def __init__(self, trial: str, uri: str, is_finished: bool) -> None:
+        super().__init__(f"trial {trial}: another process that uses {uri} {'computed' if is_finished else 'computes'} "
+                         "it")
+        self.is_finished = is_finished
 
 
 def is_alive(run: Run, now: float | None = None) -> bool:
@@ -189,7 +195,8 @@ class Drain:
             return
         if standing is not None and standing.info.run_id != self.run_id:
             delete_run(self._uri, self.run_id)
-        raise TrialBusyError(f"trial {self.spool.run['name']}: another process that uses {self._uri} computes it")
+        raise TrialBusyError(self.spool.run["name"], self._uri,
+                             standing is not None and standing.info.status == "FINISHED")
 
     def _drain(self) -> None:
         if self.run_id is None:
@@ -234,9 +241,9 @@ class Drain:
             start_time=described["time"])
         run_id = run.info.run_id
         if not is_new and run.data.tags.get(names.OWNER) != self.spool.identity:
-            if run.info.status == "FINISHED" or (not self._place.is_local and is_alive(run)):
-                raise TrialBusyError(f"trial {described['name']}: another process that uses {self._uri} "
-                                     f"{'has computed' if run.info.status == 'FINISHED' else 'computes'} it")
+            is_finished = run.info.status == "FINISHED"
+            if is_finished or (not self._place.is_local and is_alive(run)):
+                raise TrialBusyError(described["name"], self._uri, is_finished)
             store.log_batch(run_id, tags=[RunTag(names.OWNER, self.spool.identity),
                                           RunTag(names.HEARTBEAT, str(int(clock.time())))])
         self._claimed_at = clock.monotonic()
@@ -316,9 +323,12 @@ def drain_spools(place: TrackingPlace, patience_seconds: float = 0.0) -> DrainRe
             is_ended = has_ended(spool)
             try:
                 is_drained = Drain(spool, place).insist(patience_seconds)
-            except TrialBusyError:
-                # Computed elsewhere after this process was lost; what lies here is not needed.
-                spool.remove()
+            except TrialBusyError as error:
+                # Computed elsewhere after the process that wrote this was lost.
+                if error.is_finished:
+                    spool.remove()
+                else:
+                    spool.close()
                 continue
             if is_ended:
                 (completed if is_drained else waiting).append(path.name)

@@ -7,11 +7,13 @@ Layout of `<folder>/spool/<key>/`:
     files/...       the artifacts that entries name, under their artifact paths
 
 An entry is complete or it is not there: a line that a kill cut short has no line feed and is taken off
-when the spool is opened again. One process at a time holds a spool, by a lock that dies with it.
+when the spool is opened again, one that a full disk cut short at once. One process at a time holds a spool, by a
+lock that dies with it.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -22,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from medst.tracking.connection import TrackingPlace
 
 _RUN = "run.json"
 _ENTRIES = "entries.jsonl"
@@ -44,15 +48,21 @@ class Entry:
     seconds: float = 0.0
     """Seconds since this attempt began."""
     attempt: int = 1
+    is_checkpoint: bool = False
+    """The trial can go on from here: what was computed before is not lost with the process."""
     end: str | None = None
     """State with which the attempt ended; None while it goes on."""
 
 
-def spool_lock(folder: Path, key: str) -> FileLock:
+def is_disk_full(error: BaseException) -> bool:
+    """True for the errors of a disk, or a quota, that has no room left."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def spool_lock(place: TrackingPlace, key: str) -> FileLock:
     """The lock that the process which computes or drains the trial `key` holds."""
-    locks = folder / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    return FileLock(locks / f"{key}.lock", thread_local=False)
+    place.locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(place.locks / f"{key}.lock", thread_local=False)
 
 
 def spool_path(folder: Path, key: str) -> Path:
@@ -64,17 +74,25 @@ def has_spool(folder: Path, key: str) -> bool:
     return Spool.exists(spool_path(folder, key))
 
 
-def is_held(folder: Path, key: str) -> bool:
-    """True while a process on this machine computes or drains the trial."""
-    if not (folder / "locks" / f"{key}.lock").exists():
+def is_held(place: TrackingPlace, key: str) -> bool:
+    """True while a process that shares the locks of `place` computes or drains the trial."""
+    if not (place.locks / f"{key}.lock").exists():
         return False
-    lock = spool_lock(folder, key)
+    lock = spool_lock(place, key)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         return True
     lock.release()
     return False
+
+
+def spool_identity(folder: Path, key: str) -> str | None:
+    """Identity of the spool that this disk holds of a trial, None where it holds none."""
+    try:
+        return str(json.loads((spool_path(folder, key) / _RUN).read_text(encoding="utf-8"))["spool"])
+    except FileNotFoundError:
+        return None
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -84,12 +102,16 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     try:
         write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        _force_file(temporary)
         temporary.replace(path)
         _force_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _force_file(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def _force_folder(folder: Path) -> None:
@@ -113,7 +135,8 @@ class Spool:
             write_atomically(path / _RUN, lambda file: _write_text(file, json.dumps(described, ensure_ascii=False)))
         self.run: dict[str, Any] = json.loads((path / _RUN).read_text(encoding="utf-8"))
         self.entries = _read_entries(path / _ENTRIES)
-        self._file = open(path / _ENTRIES, "ab")  # noqa: SIM115 - stays open as long as the spool
+        # Unbuffered: what a full disk refused must not be written later, by the closing of the file.
+        self._file = open(path / _ENTRIES, "ab", buffering=0)  # noqa: SIM115 - stays open as long as the spool
         self.attempt = 1 + max((entry.attempt for entry in self.entries), default=0)
 
     @staticmethod
@@ -126,14 +149,24 @@ class Spool:
         return str(self.run["spool"])
 
     def append(self, *, time: int, **parts: Any) -> Entry:
-        """Add one entry; it is on the disk when this returns."""
+        """Add one entry; it is on the disk when this returns.
+
+        Raises:
+            OSError: it could not be written, and nothing of it was.
+        """
         number = self.entries[-1].number + 1 if self.entries else 1
         entry = Entry(number=number, time=time, attempt=self.attempt, **parts)
-        line = json.dumps({name: value for name, value in asdict(entry).items() if value not in (None, {}, ())},
+        line = json.dumps({name: value for name, value in asdict(entry).items() if value not in (None, False, {}, ())},
                           ensure_ascii=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            rest = memoryview(line.encode() + b"\n")
+            while rest:
+                rest = rest[self._file.write(rest):]
+            os.fsync(self._file.fileno())
+        except OSError:
+            os.ftruncate(self._file.fileno(), size)
+            raise
         self.entries.append(entry)
         return entry
 
@@ -148,6 +181,9 @@ class Spool:
         """Copy a folder; what an interrupted copy left there is replaced."""
         shutil.rmtree(self.file_of(artifact), ignore_errors=True)
         shutil.copytree(folder, self.file_of(artifact))
+        for path in self.file_of(artifact).rglob("*"):
+            if path.is_file():
+                _force_file(path)
 
     def file_of(self, artifact: str) -> Path:
         return self.path / _FILES / artifact
@@ -158,6 +194,17 @@ class Spool:
         for entry in self.entries:
             last[entry.attempt] = entry.seconds
         return sum(last.values())
+
+    def lost_seconds(self) -> float:
+        """Seconds of earlier attempts that were computed in vain: after their last checkpoint."""
+        last: dict[int, float] = {}
+        kept: dict[int, float] = {}
+        for entry in self.entries:
+            if entry.attempt != self.attempt:
+                last[entry.attempt] = entry.seconds
+                if entry.is_checkpoint:
+                    kept[entry.attempt] = entry.seconds
+        return sum(seconds - kept.get(attempt, 0.0) for attempt, seconds in last.items())
 
     def close(self) -> None:
         self._file.close()

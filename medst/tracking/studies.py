@@ -9,18 +9,31 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import RunTag
+from mlflow.entities import Metric, RunTag
 
 from medst.tracking import names
-from medst.tracking.connection import EXPERIMENT, TrackingError, client, default_uri, ensure_experiment, find_experiment
-from medst.tracking.drain import find_or_create_run, find_run
+from medst.tracking.connection import (
+    EXPERIMENT,
+    TrackingError,
+    TrackingPlace,
+    client,
+    default_uri,
+    ensure_experiment,
+    find_experiment,
+)
+from medst.tracking.drain import SETTLE_SECONDS, find_or_create_run, find_run
 
 
 def ensure_study_run(uri: str, experiment: str, study: str, description: str, plan: Mapping[str, Any],
                      is_running: bool) -> str:
     """Id of the study's run, made if absent, with the description (Markdown) and the plan as they are now."""
-    run = find_or_create_run(uri, ensure_experiment(uri, experiment), names.STUDY, study, f"study: {study}",
-                             {names.KIND: "study", names.NOTE: description})
+    experiment_id = ensure_experiment(uri, experiment)
+    run, is_new = find_or_create_run(uri, experiment_id, names.STUDY, study, f"study: {study}",
+                                     {names.KIND: "study", names.NOTE: description})
+    if is_new and not TrackingPlace(uri, Path(), experiment).is_local:
+        # Another driver may have made one in the same moment; all agree on the older one, once it can be seen.
+        clock.sleep(SETTLE_SECONDS)
+        run = find_run(uri, experiment_id, names.STUDY, study) or run
     run_id = str(run.info.run_id)
     client(uri).log_batch(run_id, tags=[RunTag(names.NOTE, description)])
     with tempfile.TemporaryDirectory() as folder:
@@ -32,15 +45,32 @@ def ensure_study_run(uri: str, experiment: str, study: str, description: str, pl
     return run_id
 
 
+def log_study_cost(uri: str, run_id: str, cost: Mapping[str, float]) -> None:
+    """Track what the study has cost so far, as metrics `cost/<name>`; a point for every time the study is run."""
+    number = 1 + int(client(uri).get_run(run_id).data.tags.get(names.SWEEPS, 0))
+    now = int(clock.time() * 1000)
+    client(uri).log_batch(run_id, [Metric(f"{names.COST_PREFIX}{name}", value, now, number)
+                                   for name, value in cost.items()], tags=[RunTag(names.SWEEPS, str(number))])
+
+
 def end_study_run(uri: str, run_id: str, is_complete: bool) -> None:
     """Say whether all trials of the study are finished."""
     client(uri).set_terminated(run_id, "FINISHED" if is_complete else "KILLED")
 
 
-def tag_trials(uri: str, study: str, arms: Iterable[tuple[str, str]]) -> None:
-    """Tag trial runs that are in the store already, given as (run id, arm), as trials of `study` too."""
+def tag_trials(uri: str, experiment: str, study: str, arms: Iterable[tuple[str, str]]) -> None:
+    """Tag trial runs that are in the store already, given as (run id, arm), as trials of `study` too.
+
+    Raises:
+        TrackingError: the store has no run of that study.
+    """
+    arms = list(arms)
+    if not arms:
+        return
     for run_id, arm in arms:
         client(uri).log_batch(run_id, tags=[RunTag(f"{names.STUDY_PREFIX}{study}", arm)])
+    # Last: who reads in between finds the stamp changed and reads again.
+    client(uri).set_tag(study_run_id(study, uri, experiment), names.TAGGED, str(clock.time_ns()))
 
 
 def reap(uri: str, run_ids: Iterable[str]) -> None:

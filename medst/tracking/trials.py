@@ -2,7 +2,8 @@
 
 The order of things is the crash contract. A record is on the disk before the trial is asked for the
 next one, so that a checkpoint never knows more than the spool; the spool is drained from time to time
-and completely at the end; the run is terminated when everything else of it is in the store.
+and completely at the end; the run is terminated when everything else of it is in the store. A store that is
+away holds nobody up: what it misses waits in the spool.
 """
 
 from __future__ import annotations
@@ -10,30 +11,42 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 import time as clock
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from filelock import Timeout
 
 from medst.config import Config, flatten
 from medst.records import Arrays, Checkpoint, Facts, Metrics, Progress, Pruned, Record, Table
 from medst.tracking import names
 from medst.tracking.connection import TrackingPlace, find_experiment, is_away
-from medst.tracking.drain import BATCH_METRICS, BATCH_OTHERS, Drain, batches_of, find_run
+from medst.tracking.drain import (
+    BATCH_METRICS,
+    BATCH_OTHERS,
+    HEARTBEAT_SECONDS,
+    Drain,
+    TrialBusyError,
+    batches_of,
+    find_run,
+    is_alive,
+)
 from medst.tracking.privacy import without_identifiers
-from medst.tracking.spool import Spool, spool_lock, spool_path
+from medst.tracking.spool import Spool, is_disk_full, spool_identity, spool_lock, spool_path
 
 FLUSH_SECONDS = 2.0
 """Least time between two batches of a trial; the spool is written without delay."""
-HEARTBEAT_SECONDS = 60.0
-"""Longest time without a sign of life while the trial makes progress."""
-PATIENCE_SECONDS = 90.0
-"""How long the end of a trial waits for an absent store; then the spool waits for the next start."""
+PATIENCE_SECONDS = 10.0
+"""How long the end of a trial waits for an absent store; then the spool waits for the driver's end or next start."""
+LOCK_SECONDS = 2.0
+"""How long a trial waits for its lock, which another driver may hold for a moment to drain what lies there."""
 
 _SHOWN_ENVIRONMENT = ("python", "cpu", "commit", "uncommitted_changes")
 """What of the environment is a tag, to filter by; the whole is the artifact `environment.json`."""
@@ -62,6 +75,9 @@ class TrialDescription:
     labels: Mapping[str, str] = field(default_factory=dict)
     """Further tags of the run: what a search or another caller has to find again."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    """What is kept for the trial while it runs, for the account of its cost."""
     parent_run_id: str | None = None
     is_private_tracked: bool = False
     """The user's explicit switch: private artifacts of a credentialed data set are tracked too."""
@@ -74,6 +90,7 @@ class TrialDescription:
         tags = {names.ARM: self.arm, names.SEED: str(self.config.seed), names.SOURCE: self.source_fingerprint,
                 names.DATA: self.data_fingerprint, names.DATA_NAME: self.data_name, names.TORCH: self.torch_version}
         tags.update({f"{names.STUDY_PREFIX}{study}": arm for study, arm in self.studies.items()})
+        tags.update({names.CPUS: f"{self.num_cpus:g}", names.GPUS: f"{self.num_gpus:g}"})
         tags.update(self.labels)
         tags.update({f"environment.{name}": self.environment[name] for name in _SHOWN_ENVIRONMENT
                      if name in self.environment})
@@ -102,19 +119,24 @@ def track(records: Iterator[Record], description: TrialDescription, place: Track
 
     The run ends as FINISHED when the stream ends, as pruned when its last record says so, as FAILED with
     traceback and config when it raises (the exception is passed on), and as interrupted when the consumer
-    stops early. While another process
-    computes the same trial, this one waits. A trial that is finished yields nothing.
+    stops early or the disk is full. A trial that is finished yields nothing.
 
     Args:
         model_folder: saved model that is tracked as the artifact `model` if it is there at the end.
 
     Raises:
+        TrialBusyError: another process computes the same trial, or was faster.
         ValueError: a metric name that a tracking store cannot hold.
-        OSError: the spool cannot be written (no space on the disk).
+        OSError: no space on the disk. What was written before is whole, and the trial goes on from there when it is
+            run again.
     """
+    try:
+        lock = spool_lock(place, description.key).acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise TrialBusyError(description.name, place.uri, is_finished=False) from None
     # Held until the process ends or the stream is done: two processes never write one spool.
-    with spool_lock(place.folder, description.key):
-        if _is_finished(description.key, place):
+    with lock:
+        if _is_finished(description, place):
             return
         writer = _Writer(description, place)
         try:
@@ -123,25 +145,41 @@ def track(records: Iterator[Record], description: TrialDescription, place: Track
                 yield record
             writer.finish(model_folder)
         except (GeneratorExit, KeyboardInterrupt, SystemExit):
-            writer.end(names.INTERRUPTED, {})
+            writer.interrupt()
+            raise
+        except TrialBusyError:
             raise
         except Exception as error:
-            writer.fail(error)
+            if is_disk_full(error):
+                # The disk that has no room for the trial may have none for this line.
+                with suppress(OSError):
+                    writer.interrupt()
+            else:
+                writer.fail(error)
             raise
         finally:
             writer.close()
 
 
-def _is_finished(key: str, place: TrackingPlace) -> bool:
-    """True where the store says so; False also while it is away: doubled work is lost, results are not."""
+def _is_finished(description: TrialDescription, place: TrackingPlace) -> bool:
+    """True where the store says so; False also while it is away: doubled work is lost, results are not.
+
+    Raises:
+        TrialBusyError: beside a server, which has no locks: another process computes the trial.
+    """
     try:
         experiment = find_experiment(place.uri, place.experiment)
-        run = find_run(place.uri, experiment.experiment_id, names.KEY, key) if experiment is not None else None
+        run = find_run(place.uri, experiment.experiment_id, names.KEY, description.key) if experiment else None
     except Exception as error:
         if is_away(error):
             return False
         raise
-    return run is not None and run.info.status == "FINISHED"
+    if run is None or run.info.status == "FINISHED":
+        return run is not None
+    is_own = run.data.tags.get(names.OWNER) == spool_identity(place.folder, description.key)
+    if is_alive(run) and not is_own and not place.is_local:
+        raise TrialBusyError(description.name, place.uri, is_finished=False)
+    return False
 
 
 class _Writer:
@@ -149,17 +187,28 @@ class _Writer:
 
     def __init__(self, description: TrialDescription, place: TrackingPlace) -> None:
         self._description = description
-        self._began = clock.monotonic()
+        self._began = self._noted = clock.monotonic()
         self._spool = Spool(spool_path(place.folder, description.key), {
             "key": description.key, "name": description.name, "time": _now(), "tags": description.tags()})
-        self._drain = Drain(self._spool, place.uri, place.experiment)
+        self._drain = Drain(self._spool, place)
         self._withheld: list[str] = []
         self._flushed = -math.inf
         self._pruned_because: str | None = None
         self._write_head()
+        # One of the two speaks to the store at a time.
+        self._turn = threading.Lock()
+        self._has_ended = threading.Event()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def _beat(self) -> None:
+        """Signs of life, also while the trial is long silent; ends with the trial or its process."""
+        while not self._has_ended.wait(HEARTBEAT_SECONDS / 4):
+            with self._turn:
+                self._drain.beat()
 
     def _append(self, **parts: Any) -> None:
-        self._spool.append(time=_now(), seconds=round(clock.monotonic() - self._began, 3), **parts)
+        self._noted = clock.monotonic()
+        self._spool.append(time=_now(), seconds=round(self._noted - self._began, 3), **parts)
 
     def _write_head(self) -> None:
         """What stands before step 1: the resolved config, the environment, the fingerprints."""
@@ -194,7 +243,7 @@ class _Writer:
             case Pruned(_, reason):
                 self._pruned_because = reason
             case Checkpoint():
-                return
+                self._append(is_checkpoint=True)
         if clock.monotonic() - self._flushed > FLUSH_SECONDS:
             self._flush()
 
@@ -225,13 +274,14 @@ class _Writer:
         self._append(artifacts=(artifact,))
 
     def _flush(self) -> None:
-        self._drain.attempt()
+        with self._turn:
+            self._drain.attempt()
         self._flushed = clock.monotonic()
 
     def finish(self, model_folder: Path | None) -> None:
         if self._pruned_because is not None:
             self._append(tags={names.FAILURE: self._pruned_because[:_LONGEST_TAG]})
-            self._end_measured(names.TrialState.PRUNED.value)
+            self._end(names.TrialState.PRUNED.value)
             return
         if model_folder is not None and model_folder.is_dir():
             described = self._description
@@ -241,13 +291,7 @@ class _Writer:
             else:
                 self._spool.put_folder(names.MODEL_FOLDER, model_folder)
                 self._append(artifacts=(names.MODEL_FOLDER,))
-        self._append()
-        self._end_measured(names.TrialState.FINISHED.value)
-
-    def _end_measured(self, state: str) -> None:
-        """End with the cost of the trial, which a pruned one has too."""
-        self.end(state, {
-            names.SECONDS_METRIC: self._spool.seconds(), names.ATTEMPTS_METRIC: float(self._spool.attempt)})
+        self._end(names.TrialState.FINISHED.value)
 
     def fail(self, error: Exception) -> None:
         """Keep the reason and the traceback; credentialed data lose the identifiers in them."""
@@ -259,13 +303,23 @@ class _Writer:
         self._append(tags={names.FAILURE: reason[:_LONGEST_TAG],
                            names.NOTE: self._description.note(reason[:_LONGEST_REASON])},
                      artifacts=(names.TRACEBACK_ARTIFACT,))
-        self.end(names.TrialState.FAILED.value, {})
+        self._end(names.TrialState.FAILED.value)
 
-    def end(self, state: str, metrics: Mapping[str, float]) -> None:
-        self._append(end=state, tags={names.STATE: state}, metrics=metrics)
-        self._drain.insist(0.0 if state == names.INTERRUPTED else PATIENCE_SECONDS)
+    def interrupt(self) -> None:
+        """End the attempt: the trial goes on when it is run again."""
+        self._end(names.INTERRUPTED)
+
+    def _end(self, state: str) -> None:
+        """End with the cost so far, which a trial has however it ends."""
+        self._append(end=state, tags={names.STATE: state}, step=self._spool.attempt, metrics={
+            names.SECONDS_METRIC: round(self._spool.seconds() + clock.monotonic() - self._noted, 3),
+            names.LOST_SECONDS_METRIC: round(self._spool.lost_seconds(), 3),
+            names.ATTEMPTS_METRIC: float(self._spool.attempt)})
+        with self._turn:
+            self._drain.insist(0.0 if state == names.INTERRUPTED else PATIENCE_SECONDS)
 
     def close(self) -> None:
+        self._has_ended.set()
         if self._drain.is_complete and self._spool.entries[-1].end in names.SETTLED:
             self._spool.remove()
         else:
