@@ -145,7 +145,7 @@ def _start_local(**settings: Any) -> None:
 
 
 def run_on_ray(specs: Sequence[TrialSpec], view: LiveView, folder: Path, num_parallel: int,
-               trial_function: TrialFunction | None = None, gpus_per_trial: float = 0.0) -> list[Outcome]:
+               trial_function: TrialFunction | None = None) -> list[Outcome]:
     """The outcome of every trial.
 
     Args:
@@ -162,7 +162,7 @@ def run_on_ray(specs: Sequence[TrialSpec], view: LiveView, folder: Path, num_par
             if not missing:
                 break
             try:
-                _fit(missing, specs, trial_function, messenger, folder, gpus_per_trial)
+                _fit(missing, specs, trial_function, messenger, folder)
             except RuntimeError as error:
                 if fit == MAX_FITS - 1:
                     raise
@@ -173,13 +173,13 @@ def run_on_ray(specs: Sequence[TrialSpec], view: LiveView, folder: Path, num_par
 
 
 def _fit(indices: Sequence[int], specs: Sequence[TrialSpec], trial_function: TrialFunction | None,
-         messenger: Messenger, folder: Path, gpus_per_trial: float) -> None:
+         messenger: Messenger, folder: Path) -> None:
     name = uuid.uuid4().hex[:8]
-    resources: dict[str, float] = {"cpu": specs[0].num_threads}
-    if gpus_per_trial:
-        resources["gpu"] = gpus_per_trial
+    # Plain values: this is asked for on the driver for every trial.
+    kept = [{"CPU": float(spec.num_threads), **({"GPU": spec.num_gpus} if spec.num_gpus else {})} for spec in specs]
     trainable = tune.with_resources(
-        tune.with_parameters(_train, specs=list(specs), trial_function=trial_function), resources)
+        tune.with_parameters(_train, specs=list(specs), trial_function=trial_function),
+        lambda config: tune.PlacementGroupFactory([kept[config["index"]]]))
     tuner = tune.Tuner(
         trainable, param_space={"index": tune.grid_search(list(indices))},
         tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),

@@ -6,32 +6,28 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from medst.config import DataConfig
-from medst.data.provision import Step, provide
+from medst.data.building import Step
+from medst.data.provision import provide
 from medst.data.store import Store, StoreError, open_store
 from sweeps.study import Study
-from sweeps.trials import DataFacts, StoreId, store_id
-
-
-def needed_stores(study: Study) -> dict[StoreId, DataConfig]:
-    """The distinct stores that a study's arms read."""
-    return {store_id(arm.config.data): arm.config.data for arm in study.arms}
+from sweeps.trials import DataFacts, StoreId, needed_data
 
 
 def ensure_data(study: Study, project: Path, num_workers: int, step: Step) -> dict[StoreId, DataFacts]:
-    """Write phantom data that are absent and prepare every store that the study's arms read.
+    """Write phantom data that are absent and prepare every store that the study's trials read.
 
     Raises:
         ValueError: data are missing and cannot be made, or are broken.
     """
     return {identity: _facts(provide(_placed(data, project), num_workers, step))
-            for identity, data in needed_stores(study).items()}
+            for identity, data in needed_data(study).items()}
 
 
 def existing_data(study: Study, project: Path) -> Mapping[StoreId, DataFacts] | None:
     """Facts of the study's stores where all of them are prepared, else None. Makes nothing."""
     try:
         return {identity: _facts(open_store(_placed(data, project)))
-                for identity, data in needed_stores(study).items()}
+                for identity, data in needed_data(study).items()}
     except StoreError:
         return None
 

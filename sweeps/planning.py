@@ -1,19 +1,25 @@
-"""What a study would do: arms, trials, what is done, what is shared, how long the rest takes."""
+"""What a study would do: arms, trials, what is done, what is shared, what it aliases, how long the rest takes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from rich.console import Console
 from rich.table import Table
 
 from medst.tracking import TrialState
+from sweeps.designs import Fraction
 from sweeps.ledger import Ledger
 from sweeps.live import duration
 from sweeps.study import Study
 from sweeps.trials import Trial
+from sweeps.tuning import Choice, candidates
+
+MAX_LINES = 12
+"""Lines of a list that a plan prints before it only counts the rest."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +28,41 @@ class Plan:
 
     study: Study
     trials: Sequence[Trial]
+    """Those that the study is evaluated by, as far as their arms are decided."""
     ledger: Ledger
     num_parallel: int
+    tuning: Sequence[Trial] = ()
+    """Those that choose the nuisance parameters."""
+    chosen: Mapping[str, Choice] = field(default_factory=dict)
+    """Arm -> its nuisance parameters, where the study tunes some."""
 
     @property
     def keys(self) -> list[str]:
         return [trial.key for trial in self.trials]
 
+    @property
+    def all_keys(self) -> list[str]:
+        """Of the trials that choose nuisance parameters, too."""
+        return [trial.key for trial in (*self.tuning, *self.trials)]
+
+    @property
+    def num_undecided(self) -> int:
+        """Trials whose arm waits for its tuning."""
+        return len(self.study.arms) * len(self.study.replicates) - len(self.trials)
+
+    @property
+    def is_complete(self) -> bool:
+        """True where every arm is decided and every trial finished."""
+        return self.num_undecided == 0 and self.count(TrialState.FINISHED) == len(self.trials)
+
     def count(self, state: TrialState) -> int:
         return len(self.ledger.keys_in(state, self.keys))
+
+    def shared_with(self) -> Counter[str]:
+        """Other study -> how many finished trials it has in common with this one."""
+        entries = (self.ledger[key] for key in self.keys)
+        return Counter(other for entry in entries if entry.state is TrialState.FINISHED
+                       for other in (entry.studies or ()) if other != self.study.name)
 
     def num_shared(self) -> int:
         """Trials that are finished and serve another study too, or did before this one asked for them."""
@@ -40,32 +72,113 @@ class Plan:
 
     def seconds_per_trial(self) -> tuple[float, bool]:
         """Mean of the study's measured trials, else the guess of its file; whether it was measured."""
-        measured = self.ledger.measured_seconds(self.keys)
+        measured = self.ledger.measured_seconds([*self.keys, *(trial.key for trial in self.tuning)])
         return (fmean(measured), True) if measured else (self.study.file.seconds_per_trial, False)
 
-    def show(self, console: Console, num_to_run: int) -> None:
+    def seconds(self, trials: Iterable[Trial]) -> Iterator[float]:
+        """What each of these trials will take: the mean of its arm's measured trials, else of the study's."""
+        overall, _ = self.seconds_per_trial()
+        by_arm: dict[str, list[float]] = {}
+        for trial in self.trials:
+            by_arm.setdefault(trial.arm, []).extend(self.ledger.measured_seconds([trial.key]))
+        means = {arm: fmean(measured) for arm, measured in by_arm.items() if measured}
+        for trial in trials:
+            yield means.get(trial.arm, overall)
+
+    def show(self, console: Console, to_run: Sequence[Trial]) -> None:
         """Print the plan. Takes what is to run from the caller, who knows whether failed trials are retried."""
         file = self.study.file
         console.print(f"[bold]{file.name}[/bold]: {file.question.strip()}", highlight=False)
+        console.print(self._arms())
+        for line in self._remarks():
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        draws = f" x {len(file.phantom_draws)} draws" if len(file.phantom_draws) > 1 else ""
+        shared, num_failed = self.num_shared(), self.count(TrialState.FAILED)
+        console.print(
+            f"{len(self.study.arms)} arms x {len(file.seeds)} seeds{draws} = "
+            f"{len(self.study.arms) * len(self.study.replicates)} trials; {self.count(TrialState.FINISHED)} finished"
+            + (f" ({shared} shared with other studies)" if shared else "")
+            + (f", {num_failed} failed" if num_failed else "")
+            + (f", {self.num_undecided} wait for their tuning" if self.num_undecided else "")
+            + f", {len(to_run)} to run" + self._estimate(to_run), highlight=False)
+
+    def _arms(self) -> Table:
         table = Table("arm", "finished", "failed", "to do", box=None, pad_edge=False, header_style="dim")
-        by_arm: dict[str, list[TrialState]] = {}
+        by_arm: dict[str, list[TrialState]] = {arm.name: [] for arm in self.study.arms}
         for trial in self.trials:
-            by_arm.setdefault(trial.arm, []).append(self.ledger[trial.key].state)
+            by_arm[trial.arm].append(self.ledger[trial.key].state)
         for arm, states in by_arm.items():
             finished, failed = states.count(TrialState.FINISHED), states.count(TrialState.FAILED)
-            name = f"{arm} (reference)" if arm == file.reference else arm
-            table.add_row(name, str(finished), str(failed or ""), str(len(states) - finished - failed or ""))
-        console.print(table)
-        seconds, is_measured = self.seconds_per_trial()
-        source = "measured" if is_measured else "a guess"
-        shared = self.num_shared()
-        console.print(
-            f"{len(by_arm)} arms x {len(file.seeds)} seeds = {len(self.trials)} trials; "
-            f"{self.count(TrialState.FINISHED)} finished"
-            + (f" ({shared} shared with other studies)" if shared else "")
-            + (f", {failed} failed" if (failed := self.count(TrialState.FAILED)) else "")
-            + f", {num_to_run} to run"
-            + (f": about {duration(num_to_run * seconds / self.num_parallel)} on {self.num_parallel} "
-               f"{'core' if self.num_parallel == 1 else 'cores'} ({seconds:.0f} s a trial, {source})."
-               if num_to_run else "."),
-            highlight=False)
+            name = f"{arm} (reference)" if arm == self.study.file.reference else arm
+            table.add_row(name, str(finished), str(failed or ""),
+                          str(len(self.study.replicates) - finished - failed or ""))
+        return table
+
+    def _remarks(self) -> Iterator[str]:
+        shared = self.shared_with()
+        if shared:
+            yield "Shared with " + ", ".join(f"{study} ({number})" for study, number in shared.most_common()) + "."
+        left_out = self.study.left_out
+        if left_out:
+            yield (f"{len(left_out)} combinations left out by the constraints: "
+                   + "; ".join(_head(left_out)) + ".")
+        if self.study.fraction is not None:
+            yield from alias_lines(self.study.fraction, self._fraction_labels())
+        if self.study.file.tuning is not None:
+            yield from self._tuning_lines()
+
+    def _fraction_labels(self) -> list[str]:
+        section = self.study.file.fractional
+        assert section is not None
+        return [factor.label or key.rsplit(".", 1)[-1] for key, factor in section.factors.items()]
+
+    def _tuning_lines(self) -> Iterator[str]:
+        tuning = self.study.file.tuning
+        assert tuning is not None
+        tried = candidates(tuning)
+        done = sum(self.ledger[trial.key].state in (TrialState.FINISHED, TrialState.FAILED) for trial in self.tuning)
+        yield (f"Tuning of {', '.join(tuning.factors)}: {len(tried)} candidates x {len(self.study.arms)} arms x "
+               f"{len(tuning.seeds)} seeds = {len(self.tuning)} trials on validation patients, {done} done; the "
+               f"{'lowest' if tuning.direction == 'lower' else 'highest'} {tuning.metric} is chosen for each arm.")
+        for arm, choice in self.chosen.items():
+            edge = f", at the edge of what was tried: {', '.join(choice.edges)}" if choice.edges else ""
+            yield f"  {arm}: {choice.candidate.name} ({choice.score:.4g}{edge})"
+
+    def _estimate(self, to_run: Sequence[Trial]) -> str:
+        if not to_run:
+            return "."
+        mean, is_measured = self.seconds_per_trial()
+        seconds = list(self.seconds(to_run))
+        cpu = sum(time * trial.resources.cpus for time, trial in zip(seconds, to_run, strict=True))
+        gpu = sum(time * trial.num_gpus for time, trial in zip(seconds, to_run, strict=True))
+        undecided = self.num_undecided * mean
+        cost = f"{(cpu + undecided) / 3600:.1f} core hours" + (f", {gpu / 3600:.1f} GPU hours" if gpu else "")
+        later = " with what waits" if undecided else ""
+        return (f": about {duration((cpu + undecided) / self.num_parallel)}{later} on {self.num_parallel} "
+                f"{'core' if self.num_parallel == 1 else 'cores'} ({mean:.0f} s a trial, "
+                f"{'measured' if is_measured else 'a guess'}), {cost}.")
+
+
+def alias_lines(fraction: Fraction, labels: Sequence[str]) -> Iterator[str]:
+    """What a fraction is and what it cannot tell apart."""
+    def product(effect: Iterable[int]) -> str:
+        return " x ".join(labels[factor] for factor in sorted(effect))
+
+    resolution = fraction.resolution()
+    if resolution is None:
+        yield f"Fraction: {fraction.num_runs} runs, all combinations: nothing is aliased."
+        return
+    generators = "; ".join(f"{labels[factor]} = {product(base)}" for factor, base in fraction.generators())
+    yield (f"Fraction: {fraction.num_runs} of {2 ** len(labels)} combinations, resolution {resolution}; "
+           f"generators: {generators}.")
+    groups = fraction.aliases()
+    if groups:
+        yield "Aliased (of main effects and interactions of two):"
+        yield from (f"  {line}" for line in _head([" = ".join(map(product, group)) for group in groups]))
+    else:
+        yield "No main effect and no interaction of two is aliased with another."
+
+
+def _head(lines: Sequence[str]) -> list[str]:
+    rest = len(lines) - MAX_LINES
+    return [*lines[:MAX_LINES], *([f"and {rest} more"] if rest > 0 else [])]

@@ -13,7 +13,10 @@ from typing import Any
 
 from medst.config import Config, DataConfig, flatten, override, source_fingerprint, trial_key
 from medst.tracking import TrackingPlace, TrialDescription, torch_version
-from sweeps.study import Study
+from sweeps.designs import Assignment
+from sweeps.study import Replicate, Study
+from sweeps.study_file import Resources
+from sweeps.tuning import TASKS, Candidate, candidates
 
 
 @dataclass(frozen=True)
@@ -25,19 +28,37 @@ class DataFacts:
     is_credentialed: bool
 
 
+ONE_CPU = Resources()
+
+
 @dataclass(frozen=True)
 class Trial:
-    """One arm at one seed on one data set."""
+    """One arm at one replicate on one data set."""
 
     arm: str
     seed: int
     config: Config
     key: str
     data: DataFacts
+    resources: Resources = ONE_CPU
+    candidate: Candidate | None = None
+    """What it tries; None for the trials that a study is evaluated by."""
+
+    @property
+    def label(self) -> str:
+        """The arm, with what is tried on it."""
+        return self.arm if self.candidate is None else f"{self.arm}, {self.candidate.name}"
 
     @property
     def name(self) -> str:
-        return f"{self.arm} · seed {self.seed}"
+        return f"{self.label} · seed {self.seed}"
+
+    @property
+    def num_gpus(self) -> float:
+        """Share of the GPUs that it takes."""
+        if self.resources.gpus is not None:
+            return self.resources.gpus
+        return 1.0 if self.config.training.device.startswith("cuda") else 0.0
 
 
 StoreId = tuple[str, str | None, int]
@@ -48,23 +69,64 @@ def store_id(data: DataConfig) -> StoreId:
     return data.root, data.store, data.image_size
 
 
-def expand(study: Study, data: Mapping[StoreId, DataFacts]) -> list[Trial]:
-    """All trials of a study: seeds outside, arms inside, so that early results compare all arms.
+def needed_data(study: Study) -> dict[StoreId, DataConfig]:
+    """The distinct stores that a study's trials read."""
+    configs = (replicate.config(arm.config).data for arm in study.arms for replicate in study.replicates)
+    return {store_id(data): data for data in configs}
+
+
+def expand(study: Study, data: Mapping[StoreId, DataFacts], chosen: Mapping[str, Assignment] | None = None
+           ) -> list[Trial]:
+    """The trials that a study is evaluated by: replicates outside, arms inside, so that early results compare all arms.
 
     Arms of other studies that resolve to the same numbers get the same keys.
+
+    Args:
+        chosen: arm -> its nuisance parameters, where the study tunes some; arms without are not decided yet.
     """
-    flagged = study.file.flagged_arms or (study.file.reference,)
     trials = []
-    for index, seed in enumerate(study.file.seeds):
+    for index, replicate in enumerate(study.replicates):
         for arm in study.arms:
-            config = arm.config.model_copy(update={"seed": seed})
-            if index == 0 and arm.name in flagged:
+            config = replicate.config(arm.config)
+            if study.file.tuning is not None:
+                if arm.name not in (chosen or {}):
+                    continue
+                config = override(config, (chosen or {})[arm.name], f"arm '{arm.name}'")
+            if index == 0 and arm.name in study.flagged_arms:
                 # Not part of the key: what is tracked besides does not change the numbers.
-                evaluation = config.evaluation.model_copy(update={"track_embeddings": True, "track_attention": True})
-                config = config.model_copy(update={"evaluation": evaluation})
-            facts = data[store_id(config.data)]
-            trials.append(Trial(arm.name, seed, config, trial_key(config, facts.fingerprint, torch_version()), facts))
+                config = _with_evaluation(config, track_embeddings=True, track_attention=True)
+            trials.append(_trial(study, arm.name, config, data))
     return trials
+
+
+def expand_tuning(study: Study, data: Mapping[StoreId, DataFacts]) -> list[Trial]:
+    """The trials that choose the nuisance parameters; they see validation patients only. Empty where nothing is tuned.
+
+    All of them are on the first draw of the phantom.
+    """
+    tuning = study.file.tuning
+    if tuning is None:
+        return []
+    trials = []
+    for seed in tuning.seeds:
+        for arm in study.arms:
+            for candidate in candidates(tuning):
+                config = Replicate(seed, study.file.phantom_draws[0]).config(
+                    override(arm.config, candidate.settings, f"arm '{arm.name}'"))
+                config = _with_evaluation(config, tasks=TASKS)
+                trials.append(_trial(study, arm.name, config, data, candidate))
+    return trials
+
+
+def _with_evaluation(config: Config, **changes: Any) -> Config:
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update=changes)})
+
+
+def _trial(study: Study, arm: str, config: Config, data: Mapping[StoreId, DataFacts],
+           candidate: Candidate | None = None) -> Trial:
+    facts = data[store_id(config.data)]
+    return Trial(arm, config.seed, config, trial_key(config, facts.fingerprint, torch_version()), facts,
+                 study.resources(arm), candidate)
 
 
 @dataclass(frozen=True)
@@ -84,6 +146,8 @@ class TrialSpec:
     description: Mapping[str, Any]
     """Arguments of TrialDescription besides config and key."""
     num_threads: int
+    """Also the CPUs that are kept for it."""
+    num_gpus: float = 0.0
 
     def tracked_config(self) -> Config:
         return override(Config(), self.settings, source=f"trial {self.name}")
@@ -99,7 +163,7 @@ class TrialSpec:
 
 
 def specify(trials: Sequence[Trial], *, study: str, place: TrackingPlace, project: Path, parent_run_id: str,
-            environment: Mapping[str, str], is_private_tracked: bool, num_threads: int = 1) -> list[TrialSpec]:
+            environment: Mapping[str, str], is_private_tracked: bool) -> list[TrialSpec]:
     """The specifications of trials that are to run for `study`."""
     source = source_fingerprint()
     specs = []
@@ -108,13 +172,15 @@ def specify(trials: Sequence[Trial], *, study: str, place: TrackingPlace, projec
             name=trial.name, key=trial.key, settings=flatten(trial.config),
             places=absolute_places(trial.config, project),
             checkpoint_dir=str(checkpoint_dir(place, trial.key)), uri=place.uri, folder=str(place.folder),
-            experiment=place.experiment, num_threads=num_threads,
+            experiment=place.experiment, num_threads=trial.resources.cpus,
+            num_gpus=trial.num_gpus,
             description={
-                "arm": trial.arm, "studies": {study: trial.arm}, "data_name": trial.data.name,
+                "arm": trial.label, "studies": {study: trial.label}, "data_name": trial.data.name,
                 "source_fingerprint": source, "data_fingerprint": trial.data.fingerprint,
                 "is_credentialed": trial.data.is_credentialed, "torch_version": torch_version(),
                 "environment": dict(environment), "parent_run_id": parent_run_id,
-                "is_private_tracked": is_private_tracked,
+                "is_private_tracked": is_private_tracked, "num_cpus": float(trial.resources.cpus),
+                "num_gpus": trial.num_gpus,
             }))
     return specs
 
