@@ -28,7 +28,7 @@ from medst.data.tokenizer import word_slots
 from medst.model import MedST
 from medst.model.routing import arrange
 from medst.model.text import add_up_words, bert_config
-from medst.model.weights import load_released, released_name
+from medst.model.foreign import load_checkpoint, released_name
 from medst.objectives import medst_objective
 from medst.objectives.alignment import LocalAlignment, local_alignment
 from medst.objectives.contrast import global_contrast, retrieval_accuracy, similarity
@@ -147,7 +147,7 @@ def num_channels() -> int:
 
 def build(settings: Config) -> MedST:
     model = empty(settings)
-    load_released(model, GOLDEN / "weights.safetensors")
+    load_checkpoint(model, GOLDEN / "weights.safetensors")
     return model
 
 
@@ -483,7 +483,7 @@ def test_no_file_and_no_array_is_left_out(record_property: Callable[[str, object
 
 def test_the_released_checkpoint_is_accounted_for() -> None:
     model = empty(config())
-    report = load_released(model, GOLDEN / "weights.safetensors")
+    report = load_checkpoint(model, GOLDEN / "weights.safetensors")
     assert not report.missing and not report.unexpected
     assert set(report.loaded) | set(report.filled) == set(model.state_dict())
     whole = {name for name in report.ignored if not name.endswith("[values]")}

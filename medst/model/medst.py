@@ -92,7 +92,7 @@ class MedST(nn.Module):
             architecture = weights.pretrained_bert_config(text, vocabulary_size)
         model = cls(config.model, image_size=config.data.crop_size, max_tokens=config.data.caption_tokens,
                     architecture=architecture, padding=config.objective.local.padding, seed=config.seed)
-        weights.load_pretrained_encoders(model)
+        weights.load_initial_weights(model)
         for encoder in (model.image_encoder, model.text_encoder):
             encoder.micro_batch, encoder.recompute = config.training.micro_batch, config.training.recompute
         if config.training.compile:

@@ -1,7 +1,7 @@
-"""Weights in and out: the project's own format, the released checkpoint's names, timm and transformers.
+"""Weights in and out: the project's own format, and encoders by their names in timm and transformers.
 
 Every load accounts for each key: what was missing, unexpected, ignored or filled. Nothing is dropped silently.
-What must not live here: the model's computation.
+What must not live here: the model's computation, checkpoints of other programs (foreign.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import timm
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -24,6 +23,8 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from medst.config import Behaviour, ImageEncoderConfig, ModelConfig, TextEncoderConfig
+from medst.model.foreign import load_checkpoint
+from medst.model.report import LoadReport
 
 if TYPE_CHECKING:
     from medst.model.medst import MedST
@@ -31,32 +32,6 @@ if TYPE_CHECKING:
 _FORMAT = 1
 _WEIGHTS = "model.safetensors"
 _DESCRIPTION = "config.json"
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """Account of one load: every key is in one place."""
-
-    source: str
-    loaded: tuple[str, ...]
-    """Keys of the model that were set from the file."""
-    filled: tuple[str, ...] = ()
-    """Keys of the model that the file does not have and that were set to a known value."""
-    ignored: tuple[str, ...] = ()
-    """Keys of the file that take no part in the model, by a stated rule."""
-    missing: tuple[str, ...] = ()
-    """Keys of the model that were left as they were."""
-    unexpected: tuple[str, ...] = ()
-    """Keys of the file that nobody knows."""
-
-    def __str__(self) -> str:
-        lines = [f"{self.source}: {len(self.loaded)} tensors loaded"]
-        for title in ("filled", "ignored", "missing", "unexpected"):
-            keys = getattr(self, title)
-            if keys:
-                shown = ", ".join(keys[:8]) + (f", and {len(keys) - 8} more" if len(keys) > 8 else "")
-                lines.append(f"  {title} ({len(keys)}): {shown}")
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -116,26 +91,19 @@ def read(folder: Path) -> tuple[Description, dict[str, Tensor]]:
     return description, _read_tensors(folder / _WEIGHTS)
 
 
-def load(
-    model: MedST,
-    state: Mapping[str, Tensor],
-    source: str,
-    filled: tuple[str, ...] = (),
-    ignored: tuple[str, ...] = (),
-) -> LoadReport:
+def load(model: MedST, state: Mapping[str, Tensor], source: str) -> LoadReport:
     """Load a complete state strictly, print the account and return it.
 
     Raises:
         ValueError: missing or unexpected keys, or shapes that differ.
     """
     own = model.state_dict()
-    missing = tuple(key for key in own if key not in state)
-    unexpected = tuple(key for key in state if key not in own)
-    loaded = tuple(key for key in state if key in own and key not in filled)
-    report = LoadReport(source, loaded, filled, ignored, missing, unexpected)
+    report = LoadReport(source, tuple(key for key in state if key in own),
+                        missing=tuple(key for key in own if key not in state),
+                        unexpected=tuple(key for key in state if key not in own))
     different = [f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
                  for key in state if key in own and state[key].shape != own[key].shape]
-    if missing or unexpected or different:
+    if report.missing or report.unexpected or different:
         shapes = f"\n  shapes that differ: {'; '.join(different)}" if different else ""
         raise ValueError(f"weights and model do not fit.\n{report}{shapes}")
     model.load_state_dict(state)
@@ -143,78 +111,19 @@ def load(
     return report
 
 
-# The released checkpoint ------------------------------------------------------------------------------------------
-
-_RELEASED_RULES: tuple[tuple[str, str], ...] = (
-    (r"img_encoder_q\.model\.(cls_token|pos_embed|norm\.\w+)", r"image_encoder.\1"),
-    (r"img_encoder_q\.model\.patch_embed\.(.+)", r"image_encoder.stem.\1"),
-    (r"img_encoder_q\.model\.(blocks\.\d+\.norm1\..+)", r"image_encoder.\1"),
-    (r"img_encoder_q\.model\.(blocks\.\d+)\.attn\.(.+)", r"image_encoder.\1.attention.\2"),
-    (r"img_encoder_q\.model\.(blocks\.\d+)\.norm2\.(.+)", r"image_encoder.\1.experts.experts.0.norm.\2"),
-    (r"img_encoder_q\.model\.(blocks\.\d+)\.mlp\.(.+)", r"image_encoder.\1.experts.experts.0.mlp.\2"),
-    (r"img_encoder_q\.model\.(blocks\.\d+)\.norm2_l\.(.+)", r"image_encoder.\1.experts.experts.1.norm.\2"),
-    (r"img_encoder_q\.model\.(blocks\.\d+)\.mlp_l\.(.+)", r"image_encoder.\1.experts.experts.1.mlp.\2"),
-    (r"text_encoder_q\.model\.((?:embeddings|encoder)\..+)", r"text_encoder.bert.\1"),
-    *(
-        (rf"{tower}_encoder_q\.{span}_embed\.head\.{index}\.(.+)", rf"{name}_head.{layer}.\1")
-        for tower, span, name in (("img", "global", "image"), ("img", "local", "patch"),
-                                  ("text", "global", "report"), ("text", "local", "word"))
-        for index, layer in ((0, "hidden"), (1, "hidden_norm"), (3, "output"), (4, "output_norm"))
-    ),
-    (r"(word|patch)_element_wise_multi_head\.in_proj_(weight|bias)", r"\1_pooling.\2"),
-)
-"""Released name (whole) -> name here."""
-
-_RELEASED_IGNORED = re.compile(
-    r".*_embed_la\..*|.*\.crossattention\..*|.*\.pooler\..*|(word|patch)_local_atten_layer\..*"
-    r"|(word|patch)_element_wise_multi_head\.out_proj\..*|.*\.position_ids"
-)
-"""Released tensors that no loss depends on."""
-
-
-def released_name(name: str) -> str | None:
-    """The name here of a tensor of the released checkpoint; None where it takes no part in any loss.
+def load_initial_weights(model: MedST) -> tuple[LoadReport, ...]:
+    """Load the weights that the model's config names: of single encoders, then of `model.weights` over them.
 
     Raises:
-        ValueError: a name that the released checkpoint does not have.
+        ValueError: files that cannot be had or do not fit.
     """
-    if _RELEASED_IGNORED.fullmatch(name):
-        return None
-    for pattern, replacement in _RELEASED_RULES:
-        if re.fullmatch(pattern, name):
-            return re.sub(pattern, replacement, name)
-    raise ValueError(f"'{name}' is not a tensor of the released checkpoint")
-
-
-def load_released(model: MedST, path: str | Path) -> LoadReport:
-    """Load a checkpoint under the released program's names; the model must have two experts of view routing.
-
-    Three things are adapted, and the account says so: projection kernels of size 1 become matrices, the value
-    third of the pooling attention (in no loss) is dropped, and the token-type embedding, which the released
-    program lacks, is set to zero.
-
-    Raises:
-        ValueError: not such a checkpoint, or sizes that differ from the model's.
-    """
-    state: dict[str, Tensor] = {}
-    ignored: list[str] = []
-    for name, tensor in _read_tensors(Path(path)).items():
-        target = released_name(name)
-        if target is None:
-            ignored.append(name)
-            continue
-        if target.startswith(("word_pooling", "patch_pooling")):
-            tensor = tensor[: 2 * tensor.shape[0] // 3]
-            ignored.append(f"{name}[values]")
-        elif "_head." in target and tensor.ndim == 3:
-            tensor = tensor[:, :, 0]
-        state[target] = tensor
-    types = "text_encoder.bert.embeddings.token_type_embeddings.weight"
-    filled: tuple[str, ...] = ()
-    if types not in state:
-        state[types] = torch.zeros_like(model.state_dict()[types])
-        filled = (types,)
-    return load(model, state, str(path), filled, tuple(ignored))
+    reports = load_pretrained_encoders(model)
+    name = model.config.weights
+    if name is None:
+        return reports
+    if Path(name).is_dir():
+        return (*reports, load(model, read(Path(name))[1], name))
+    return (*reports, load_checkpoint(model, name))
 
 
 # Pretrained encoders ----------------------------------------------------------------------------------------------
@@ -326,15 +235,21 @@ def _load_text(model: MedST, name: str, keep_all: bool) -> LoadReport:
     bert = model.text_encoder.bert
     own = bert.state_dict()
     try:
-        source = BertModel.from_pretrained(name, config=bert.config, add_pooling_layer=False).state_dict()
+        source, found = BertModel.from_pretrained(name, config=bert.config, add_pooling_layer=False,
+                                                  output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise _unavailable("model.text.name", name, "a transformers folder", error) from None
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ValueError(f"model.text.name={name}: {len(missing)} tensors of a BERT are not in it ({missing[0]}, ...); "
+                         "the folder of a whole BERT is expected")
     has_no_types = model.text_encoder.positions == "released"
-    kept = {key: tensor for key, tensor in source.items()
+    kept = {key: tensor for key, tensor in source.state_dict().items()
             if (keep_all or key == "embeddings.position_embeddings.weight")
             and not (has_no_types and key == "embeddings.token_type_embeddings.weight")}
     bert.load_state_dict({**own, **kept})
-    return LoadReport(name, tuple(kept), missing=tuple(key for key in own if key not in kept))
+    return LoadReport(name, tuple(kept), ignored=tuple(sorted(found["unexpected_keys"])),
+                      missing=tuple(key for key in own if key not in kept))
 
 
 def _unavailable(key: str, name: str, place: str, error: Exception) -> ValueError:
