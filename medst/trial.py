@@ -6,13 +6,13 @@ neither the tracker nor the sweep.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medst.config import Behaviour, Config, DataConfig, stream_seed
 from medst.data.batch import Batch
@@ -24,6 +24,8 @@ from medst.model import MedST
 from medst.model.accounting import count
 from medst.objectives import medst_objective
 from medst.records import Facts, Metrics, Record
+from medst.training.distributed import Meeting, Ranks, joined
+from medst.training.launch import config_of_rank, on_ranks
 from medst.training.loop import TemporalWeights, num_steps, train
 
 
@@ -35,15 +37,69 @@ def run_trial(config: Config, checkpoint_dir: Path | None = None) -> Iterator[Re
     go on after the checkpoint's step. The finished model and its tokenizer are left in
     `<checkpoint_dir>/model` in the `save_pretrained` form.
 
+    A `training.world_size` above 1 starts as many processes on this machine, unless this process is one of them
+    already (`torchrun`, sweeps). The first of them yields, evaluates and writes; the others yield nothing.
+
     Raises:
         StoreError: no prepared store; LoaderError, ValueError: data and config do not fit.
         NonFiniteLossError: a loss stopped being a number; the message names step and term.
+        RankError, RankLost: another process of the trial failed or vanished.
     """
+    meeting = Meeting.of_environment(config.training.device)
+    if meeting is not None:
+        with joined(meeting):
+            yield from run_rank(config_of_rank(config, meeting), checkpoint_dir)
+    elif config.training.world_size > 1:
+        yield from on_ranks(run_rank, config, checkpoint_dir)
+    else:
+        yield from run_rank(config, checkpoint_dir)
+
+
+def run_rank(config: Config, checkpoint_dir: Path | None = None) -> Iterator[Record]:
+    """What one process does for a trial after it has joined the others, if there are any."""
+    ranks = Ranks.current()
+    if ranks.world_size != config.training.world_size:
+        raise ValueError(f"training.world_size={config.training.world_size}, but {ranks.world_size} processes were "
+                         "started for this trial; make them equal")
+    records = _run(config, checkpoint_dir, ranks)
+    if ranks.is_first:
+        yield from records
+    else:
+        for _ in records:
+            pass
+
+
+class _WithLosses(nn.Module):
+    """The model together with its losses: what is differentiated."""
+
+    def __init__(self, model: MedST, config: Config, gather: Callable[[Tensor], Tensor] | None) -> None:
+        super().__init__()
+        self.model = model
+        self._config = config
+        self._gather = gather
+
+    def forward(self, batch: Batch, weights: TemporalWeights) -> dict[str, Tensor]:
+        """Terms of the batch; in training of the batch of all ranks."""
+        config, model = self._config, self.model
+        embeddings = model(batch)
+        scored = medst_objective(
+            embeddings, batch.study, batch.sequences, model.word_pooling, model.patch_pooling, config.objective,
+            fmc_weight=weights.fmc, rmr_weight=weights.rmr,
+            balance_weight=config.model.experts.balance_weight if config.model.experts.routing == "learned" else 0.0,
+            gather=self._gather if model.training else None,
+        )
+        shares = embeddings.expert_share.detach().mean(dim=0)
+        use = {f"expert_share/{index}": share for index, share in enumerate(shares.unbind())}
+        return {**scored.terms, **use, "loss": scored.total}
+
+
+def _run(config: Config, checkpoint_dir: Path | None, ranks: Ranks) -> Iterator[Record]:
     check_tasks(config.evaluation.tasks)
     store, tokenizer = _opened(config)
-    torch.manual_seed(stream_seed(config.seed, "training"))
+    # Dropout differs between ranks; the first draws as one alone would.
+    torch.manual_seed(stream_seed(config.seed, "training" if ranks.is_first else f"training.{ranks.rank}"))
     device = torch.device(config.training.device)
-    loader = TrainLoader(store, tokenizer, config, device)
+    loader = TrainLoader(store, tokenizer, config, device, ranks.rank)
     validation = EvalLoader(store, tokenizer, config, "validate", device)
     model = MedST.create(config, tokenizer.vocabulary_size).to(device)
     steps = num_steps(config, len(loader))
@@ -56,21 +112,19 @@ def run_trial(config: Config, checkpoint_dir: Path | None = None) -> Iterator[Re
         "store": store.name,
     })
 
-    def objective(batch: Batch, weights: TemporalWeights) -> dict[str, Tensor]:
-        embeddings = model(batch)
-        scored = medst_objective(
-            embeddings, batch.study, batch.sequences, model.word_pooling, model.patch_pooling, config.objective,
-            fmc_weight=weights.fmc, rmr_weight=weights.rmr,
-            balance_weight=config.model.experts.balance_weight if config.model.experts.routing == "learned" else 0.0,
-        )
-        shares = embeddings.expert_share.detach().mean(dim=0)
-        use = {f"expert_share/{index}": share for index, share in enumerate(shares.unbind())}
-        return {**scored.terms, **use, "loss": scored.total}
+    with_losses = _WithLosses(model, config, None if ranks.is_alone else ranks.gather)
+    parallel = ranks.parallel(with_losses)
 
-    records = train(model, objective, loader, validation, config, checkpoint_dir)
-    if config.evaluation.validation_scores == "every":
+    def objective(batch: Batch, weights: TemporalWeights) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = (parallel if model.training else with_losses)(batch, weights)
+        return terms
+
+    records = train(model, objective, loader, validation, config, checkpoint_dir, ranks)
+    if config.evaluation.validation_scores == "every" and ranks.is_first:
         records = _scored(records, model, store, tokenizer, config, steps)
     yield from records
+    if not ranks.is_first:
+        return
     if checkpoint_dir is not None:
         folder = model.save_pretrained(checkpoint_dir / "model")
         tokenizer.save(folder)

@@ -46,7 +46,8 @@ class Batch:
     study: Tensor
     """(B,) int64 store row of the study: equal for two frontals of one study."""
     sequences: Tensor
-    """(S, T) int64: rows of the complete sequences in time order; (0, T) where there are none."""
+    """(S, T) int64: rows of the complete sequences in time order; (0, T) where there are none. Where several processes
+    share a batch these are the rows of the whole batch, on each of them."""
 
     @property
     def num_pairs(self) -> int:

@@ -117,11 +117,16 @@ def plan_epoch(windows: np.ndarray, singles: np.ndarray, pairs_per_batch: int, n
 class TrainLoader:
     """Batches of the training split. `len(loader)` is the number of batches in an epoch."""
 
-    def __init__(self, store: Store, tokenizer: Tokenizer, config: Config, device: torch.device | str = "cpu") -> None:
+    def __init__(self, store: Store, tokenizer: Tokenizer, config: Config, device: torch.device | str = "cpu",
+                 rank: int = 0) -> None:
         """
+        Args:
+            rank: which of `training.world_size` processes this is; each takes its equal share of every batch, in order.
+
         Raises:
             LoaderError: the store lacks training pairs, or does not fit the config.
         """
+        self._rank = rank
         self._mimic = _checked(store, tokenizer, config)
         self._config = config
         self._device = torch.device(device)
@@ -158,9 +163,13 @@ class TrainLoader:
         data = self._config.data
         rng = np.random.default_rng((stream_seed(self._config.seed, "augmentation"), epoch, position))
         shape = (2, len(plan.rows), 2)
-        corners = rng.integers(0, data.image_size - data.crop_size + 1, size=shape)
-        jitter = rng.uniform(-data.brightness_jitter, data.brightness_jitter, size=shape).astype(np.float32)
-        lateral_rows = plan.rows if data.lateral_pairing == "corrected" else plan.lateral_rows
+        # Drawn for the whole batch, so that a pair looks the same whichever process has it.
+        num_own = len(plan.rows) // self._config.training.world_size
+        own = slice(self._rank * num_own, (self._rank + 1) * num_own)
+        corners = rng.integers(0, data.image_size - data.crop_size + 1, size=shape)[:, own]
+        jitter = rng.uniform(-data.brightness_jitter, data.brightness_jitter, size=shape).astype(np.float32)[:, own]
+        rows = plan.rows[own]
+        lateral_rows = rows if data.lateral_pairing == "corrected" else plan.lateral_rows[own]
         has_lateral = self.pairs.lateral[lateral_rows] >= 0
 
         def view(images: np.ndarray, corners: np.ndarray, jitter: np.ndarray) -> Tensor:
@@ -171,8 +180,8 @@ class TrainLoader:
             return (crops * (1 + gain) + offset).clamp(-1.0, 1.0)
 
         return _batch(
-            self.pairs, plan.rows, lateral_rows, plan.sequences, self._captions, self._device,
-            frontal=view(self.pairs.frontal[plan.rows], corners[0], jitter[0]),
+            self.pairs, rows, lateral_rows, plan.sequences, self._captions, self._device,
+            frontal=view(self.pairs.frontal[rows], corners[0], jitter[0]),
             lateral=view(self.pairs.lateral[lateral_rows[has_lateral]], corners[1, has_lateral],
                          jitter[1, has_lateral]))
 

@@ -57,7 +57,12 @@ class LearnedExperts(nn.Module):
 
     No token is dropped: there is no capacity limit. The sizes of the experts' shares are needed on the host,
     so this routing synchronises once a block on an accelerator.
+
+    Attributes:
+        sum_over_ranks: differentiable sum over the processes that share the batch; None: this one has all of it.
     """
+
+    sum_over_ranks: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, width: int, hidden: int, num_experts: int, *, seed: int, name: str, copies: bool) -> None:
         super().__init__()
@@ -83,8 +88,14 @@ class LearnedExperts(nn.Module):
         order = chosen.argsort(stable=True)
         pieces = normed[order].split(counts.tolist())
         served = torch.cat([expert(piece) for expert, piece in zip(self.experts, pieces, strict=True)])
-        share = counts / chosen.numel()
-        balance = num_experts * (share * probabilities.mean(dim=0)).sum()
+        if self.sum_over_ranks is None:
+            share, mean = counts / chosen.numel(), probabilities.mean(dim=0)
+        else:
+            num_tokens = probabilities.new_tensor([chosen.numel()])
+            sums = self.sum_over_ranks(torch.cat([counts.to(num_tokens), num_tokens, probabilities.sum(dim=0)]))
+            served_by, total, probability_sums = sums.split([num_experts, 1, num_experts])
+            share, mean = served_by / total, probability_sums / total
+        balance = num_experts * (share * mean).sum()
         return served[order.argsort()] * probability[:, None].to(served.dtype), balance, share
 
 

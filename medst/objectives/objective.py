@@ -7,6 +7,7 @@ Legend: B pairs, S sequences, T time points.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,22 +46,28 @@ def medst_objective(
     fmc_weight: float,
     rmr_weight: float,
     balance_weight: float = 0.0,
+    gather: Callable[[Tensor], Tensor] | None = None,
 ) -> Objective:
     """Add up the terms; one whose weight is 0 is not computed. In float32 or better, whatever the autocast.
 
     Args:
         embeddings: of B pairs.
         study: (B,) int64, equal for pairs of one study.
-        sequences: (S, T) int64 rows of complete sequences in time order; S may be 0, then there is no temporal
-            term in this batch.
+        sequences: (S, T) int64 rows of complete sequences in time order, of the gathered batch; S may be 0, then there
+            is no temporal term in this batch.
         word_pooling, patch_pooling: parameters of the model that weigh words and patches.
         config: switches, temperatures and the two lambdas.
         fmc_weight, rmr_weight: weights at this step, the curriculum's factors included.
         balance_weight: weight of the load-balance loss of learned routing; 0 for view routing.
+        gather: rows of this process -> rows of all processes that share the batch, differentiable. The mean over the
+            processes of `total` is then the objective of the whole batch.
     """
     with torch.autocast(embeddings.image.device.type, enabled=False):
         terms: dict[str, Tensor] = {}
         image, report = _precise(embeddings.image), _precise(embeddings.report)
+        if gather is not None:
+            # The local alignment looks inside one pair at a time: only these two reach over pairs.
+            image, report, study = gather(image), gather(report), gather(study)
         excluded = study if config.global_negatives == "corrected" else None
         total = terms["global"] = global_contrast(image, report, excluded, config.global_temperature)
         if config.lambda_local > 0:

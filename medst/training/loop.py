@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from medst.data.batch import Batch
 from medst.objectives import curriculum
 from medst.records import Checkpoint, Metrics, Progress, Record
 from medst.training.checkpoint import load_checkpoint, save_checkpoint
+from medst.training.distributed import Ranks
 from medst.training.optimizer import build_optimizer, gated_step
 from medst.training.schedule import learning_rate
 
@@ -49,15 +51,24 @@ class TrainBatches(Protocol):
     def batches(self, epoch: int, start: int = 0, sequence_length: int | None = None) -> Iterator[Batch]: ...
 
 
-@dataclass(frozen=True)
 class _Flagged:
-    """Terms of the step before and whether all of it was finite: read one step later."""
+    """Terms of a step and whether all of it was finite: read one step later.
 
-    step: int
-    terms: dict[str, Tensor]
-    is_finite: Tensor
+    The flag travels to the host behind the step that made it, and reading it waits for that step alone: an
+    accelerator goes on with the next one meanwhile.
+    """
+
+    def __init__(self, step: int, terms: dict[str, Tensor], is_finite: Tensor) -> None:
+        self.step = step
+        self.terms = terms
+        self.is_finite = is_finite.to("cpu", non_blocking=True)
+        self.arrived = torch.Event(is_finite.device) if is_finite.device.type != "cpu" else None
+        if self.arrived is not None:
+            self.arrived.record()
 
     def check(self) -> None:
+        if self.arrived is not None:
+            self.arrived.synchronize()
         if bool(self.is_finite):
             return
         bad = [name for name, value in self.terms.items() if not math.isfinite(float(value))]
@@ -97,8 +108,12 @@ def train(
     validation: Iterable[Batch],
     config: Config,
     checkpoint_dir: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Record]:
     """Train `model` in place and yield curves, validation losses, progress and checkpoints.
+
+    Several ranks run this loop side by side, each on its share of the batches, and yield the same curves; the first
+    alone writes checkpoints, and theirs is the one that all go on from.
 
     A run that finds a checkpoint in `checkpoint_dir` goes on from it and then yields exactly the records
     that an undisturbed run would have yielded from there on.
@@ -106,6 +121,7 @@ def train(
     Raises:
         NonFiniteLossError: one step after a non-finite loss or gradient; no weight was touched by it.
     """
+    ranks = ranks or Ranks()
     training = config.training
     device = torch.device(training.device)
     steps_per_epoch = len(loader)
@@ -119,13 +135,13 @@ def train(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     averages = _Averages()
     step = 0
-    state = load_checkpoint(checkpoint_dir) if checkpoint_dir else None
+    state = ranks.from_first(load_checkpoint(checkpoint_dir) if checkpoint_dir and ranks.is_first else None)
     if state is not None:
         step = state["step"]
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["random"])
+        torch.set_rng_state(state["random"][ranks.rank])
         averages = _Averages(state["sums"], state["counts"])
 
     previous: _Flagged | None = None
@@ -160,11 +176,11 @@ def train(
                 # Half precision overflows by design: the scaler skips such a step and lowers its scale.
                 scaler.step(optimizer)
                 scaler.update()
-                is_finite = loss.detach().isfinite()
+                is_finite = ranks.all_true(loss.detach().isfinite())
             else:
-                is_finite = loss.detach().isfinite() & norm.isfinite()
+                is_finite = ranks.all_true(loss.detach().isfinite() & norm.isfinite())
                 gated_step(optimizer, is_finite)
-            logged = {name: value.detach() for name, value in terms.items()}
+            logged = ranks.mean({name: value.detach() for name, value in terms.items()})
             if previous is not None:
                 previous.check()
             previous = _Flagged(step, logged, is_finite)
@@ -178,14 +194,16 @@ def train(
                                      "train/fmc_weight": weights.fmc, "train/rmr_weight": weights.rmr,
                                      "train/sequence_length": float(length)})
             if step % validation_steps == 0 or step == total_steps:
-                yield Metrics(step, validate(model, objective, validation, config))
+                yield Metrics(step, validate(model, objective, validation, config, ranks))
             if checkpoint_dir and step % checkpoint_steps == 0 and step < total_steps:
                 previous.check()
-                yield Checkpoint(step, save_checkpoint(checkpoint_dir, step, {
-                    "step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                    "scaler": scaler.state_dict(), "random": torch.get_rng_state(),
-                    "sums": averages.sums, "counts": averages.counts,
-                }))
+                random_states = ranks.collect(torch.get_rng_state())
+                if ranks.is_first:
+                    yield Checkpoint(step, save_checkpoint(checkpoint_dir, step, {
+                        "step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                        "scaler": scaler.state_dict(), "random": random_states,
+                        "sums": averages.sums, "counts": averages.counts,
+                    }))
     if previous is not None:
         previous.check()
 
@@ -207,24 +225,31 @@ def autocast(config: Config) -> Any:
 
 @torch.no_grad()
 def validate(
-    model: nn.Module, objective: ObjectiveFunction, batches: Iterable[Batch], config: Config
+    model: nn.Module, objective: ObjectiveFunction, batches: Iterable[Batch], config: Config, ranks: Ranks | None = None
 ) -> dict[str, float]:
     """Mean of every term over the validation batches, weighted by their pairs, in evaluation mode.
 
     The temporal terms have the full weights of the config whatever the curriculum says at this step, so
-    that the curve of one trial compares with itself.
+    that the curve of one trial compares with itself. Of several ranks each takes every so many-th batch, whole.
     """
+    ranks = ranks or Ranks()
     was_training = model.training
     model.eval()
     device = torch.device(config.training.device)
     weights = TemporalWeights(config.objective.temporal.fmc_weight, config.objective.temporal.rmr_weight)
-    sums: dict[str, float] = {}
-    pairs: dict[str, int] = {}
-    for batch in batches:
+    scored: list[tuple[int, int, dict[str, float]]] = []
+    for number, batch in enumerate(batches):
+        if number % ranks.world_size != ranks.rank:
+            continue
         with autocast(config):
             terms = objective(batch.to(device), weights)
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + float(value) * batch.num_pairs
-            pairs[name] = pairs.get(name, 0) + batch.num_pairs
+        scored.append((number, batch.num_pairs, {name: float(value) for name, value in terms.items()}))
     model.train(was_training)
+    sums: dict[str, float] = {}
+    pairs: dict[str, int] = {}
+    # In the order of the batches, so that the sum does not depend on who took which.
+    for _, num_pairs, values in sorted(itertools.chain(*ranks.collect(scored)), key=lambda item: item[0]):
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value * num_pairs
+            pairs[name] = pairs.get(name, 0) + num_pairs
     return {f"validation/{name}": total / pairs[name] for name, total in sums.items()}
