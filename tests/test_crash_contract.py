@@ -1,0 +1,274 @@
+"""The crash contract: whatever is killed whenever, the same command in the end leaves what an undisturbed one does."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from crash_driver import NUM_TRIALS, drive, write_project
+from tracking_fixtures import fake_trial, fresh_place
+
+from medst.config import Config, override
+from medst.records import Metrics
+from medst.tracking import TrackingPlace, list_artifacts, load_runs
+from medst.tracking.connection import client, find_experiment
+
+HARNESS = Path(__file__).parent
+
+
+def expected() -> dict[tuple[float, int], list[tuple[str, int, str]]]:
+    """(λ1, seed) -> every point of every metric of the trial, computed here."""
+    points = {}
+    for weight in (0.25, 0.5, 1.0, 2.0):
+        for seed in (0, 1, 2):
+            records = fake_trial(override(Config(), {"seed": seed, "objective.lambda_local": weight}), None)
+            points[weight, seed] = sorted((name, record.step, repr(float(value))) for record in records
+                                          if isinstance(record, Metrics) for name, value in record.values.items())
+    return points
+
+
+def check_whole(place: TrackingPlace) -> None:
+    """The store holds what an undisturbed run of the study leaves there, and the disk nothing."""
+    experiment = find_experiment(place.uri, place.experiment)
+    assert experiment is not None
+    runs = client(place.uri).search_runs([experiment.experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * (NUM_TRIALS + 1), "one run a trial, and the study's"
+    frame = load_runs(place.uri, study="crash")
+    assert len(frame) == NUM_TRIALS and set(frame["state"]) == {"finished"}
+    found = {}
+    for _, row in frame.iterrows():
+        names = [column.removeprefix("metrics.") for column in frame.columns if column.startswith("metrics.")
+                 and not column.startswith(("metrics.cost/", "metrics.facts/"))]
+        points = [(name, point.step, repr(point.value)) for name in names
+                  for point in client(place.uri).get_metric_history(row["run_id"], name)]
+        found[float(row["params.objective.lambda_local"]), int(row["seed"])] = sorted(points)
+        artifacts = {"config.yaml", "environment.json", "maps.npz", "predictions/scores.parquet"}
+        assert set(list_artifacts(row["run_id"], place.uri)) == artifacts
+    assert found == expected(), "bit for bit, each step once"
+    assert not list((place.folder / "spool").iterdir()) and not list((place.folder / "checkpoints").iterdir())
+
+
+def _child(project: str, uri: str) -> None:
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    raise SystemExit(drive(Path(project), "inline"))
+
+
+def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    place = fresh_place(project)
+    write_project(project)
+    # Processes that have imported everything already: a start costs a fork.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["crash_driver", "sweeps.inline", "torch"])
+    moments = random.Random(7)
+    num_killed = 0
+    for number in range(40):
+        process = context.Process(target=_child, args=(str(project), place.uri))
+        process.start()
+        if num_killed < 3:
+            began = time.monotonic()
+            while not list((place.folder / "spool").glob("*/entries.jsonl")) and time.monotonic() - began < 60:
+                time.sleep(0.01)
+            process.join(moments.uniform(0.05, 1.5))
+            if process.is_alive():
+                os.kill(int(process.pid or 0), signal.SIGKILL)
+                num_killed += 1
+        process.join(60)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL, f"start {number}"
+    assert num_killed == 3 and process.exitcode == 0
+    check_whole(place)
+
+
+# ---- The long one ------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """An MLflow server that can be killed and started again on the same store."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+        with open(self._folder / "server.log", "ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", "--backend-store-uri",
+                 f"sqlite:///{self._folder / 'mlflow.db'}", "--artifacts-destination", str(self._folder / "artifacts"),
+                 "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"],
+                env=environment, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5)
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.5)
+        raise AssertionError(f"no server: {(self._folder / 'server.log').read_text()[-2000:]}")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            kill_all([self._process.pid])
+            self._process.wait()
+            self._process = None
+
+
+def kill_all(pids: list[int]) -> None:
+    """Kill processes with all their descendants, at once."""
+    family: list[psutil.Process] = []
+    for pid in pids:
+        try:
+            process = psutil.Process(pid)
+            family += [process, *process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            continue
+    for process in family:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def descendants(pid: int, *words: str) -> list[int]:
+    """Descendants of a process whose command line has one of the words."""
+    found = []
+    try:
+        for child in psutil.Process(pid).children(recursive=True):
+            try:
+                line = " ".join(child.cmdline())
+            except psutil.Error:
+                continue
+            if any(word in line for word in words):
+                found.append(child.pid)
+    except psutil.NoSuchProcess:
+        pass
+    return found
+
+
+VICTIMS = ("driver", "worker", "ray", "server", "everything")
+WORKER, RAY = ("ray::",), ("gcs_server", "raylet/raylet")
+HANGING_SECONDS = 120.0
+"""How long a driver may take to notice that its Ray is gone before the user would stop it."""
+
+
+class Saboteur:
+    """Runs the same command until it ends well, and kills on the way."""
+
+    def __init__(self, project: Path, uri: str, server: Server | None, moments: random.Random) -> None:
+        self._project, self._server, self._moments = project, server, moments
+        path = os.pathsep.join([str(HARNESS.parent), str(HARNESS)])
+        self._environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "PYTHONPATH": path, "CRASH_STEP_SECONDS": "0.3"}
+        self.killed: list[str] = []
+        self.num_starts = 0
+
+    def run(self, num_kills: int, max_starts: int) -> int:
+        """Exit code of the last start."""
+        code = -1
+        while self.num_starts < max_starts and (code != 0 or len(self.killed) < num_kills):
+            self.num_starts += 1
+            with open(self._project / "driver.log", "ab") as log:
+                driver = subprocess.Popen(
+                    [sys.executable, str(HARNESS / "crash_driver.py"), str(self._project), "ray"],
+                    env=self._environment, stdout=log, stderr=log, start_new_session=True)
+            while driver.poll() is None and len(self.killed) < num_kills:
+                self._wait_for_trials(driver)
+                time.sleep(self._moments.uniform(0.0, 2.5))
+                if driver.poll() is None:
+                    self._kill(driver)
+            try:
+                code = driver.wait(400)
+            except subprocess.TimeoutExpired:
+                kill_all([driver.pid])
+                raise AssertionError((self._project / "driver.log").read_text()[-3000:]) from None
+            if code == 0 and len(self.killed) < num_kills:
+                # Too fast for the saboteur: everything is there, and nothing is left to be killed.
+                return code
+        return code
+
+    def _wait_for_trials(self, driver: subprocess.Popen[bytes]) -> None:
+        while driver.poll() is None and not descendants(driver.pid, "ray::"):
+            time.sleep(0.1)
+
+    def _kill(self, driver: subprocess.Popen[bytes]) -> None:
+        victim = self._moments.choice([name for name in VICTIMS if self._server or name != "server"])
+        match victim:
+            case "driver":
+                driver.kill()
+            case "everything":
+                kill_all([driver.pid])
+                if self._server is not None:
+                    self._server.kill()
+                    self._server.start()
+            case "worker":
+                workers = descendants(driver.pid, *WORKER)
+                if not workers:
+                    return
+                os.kill(self._moments.choice(workers), signal.SIGKILL)
+            case "ray":
+                parts = descendants(driver.pid, *RAY)
+                if not parts:
+                    return
+                os.kill(self._moments.choice(parts), signal.SIGKILL)
+                try:
+                    driver.wait(HANGING_SECONDS)
+                except subprocess.TimeoutExpired:
+                    kill_all([driver.pid])
+            case "server":
+                assert self._server is not None
+                self._server.kill()
+                time.sleep(self._moments.uniform(0.0, 20.0))
+                self._server.start()
+        self.killed.append(victim)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    folder = tmp_path / "server"
+    fresh_place(folder)
+    started = Server(folder)
+    started.start()
+    yield started
+    started.kill()
+
+
+def sabotage(project: Path, place: TrackingPlace, server: Server | None, seed: int, num_kills: int) -> None:
+    saboteur = Saboteur(project, place.uri, server, random.Random(seed))
+    code = saboteur.run(num_kills, max_starts=4 * num_kills)
+    print(f"{len(saboteur.killed)} kills ({', '.join(saboteur.killed)}), {saboteur.num_starts} starts")
+    assert code == 0, (project / "driver.log").read_text()[-3000:]
+    check_whole(place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_random_kills_of_driver_worker_and_ray_beside_a_file(tmp_path: Path, seed: int) -> None:
+    project = tmp_path / "project"
+    place = fresh_place(project)
+    write_project(project)
+    sabotage(project, place, None, seed, num_kills=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [4, 5])
+def test_random_kills_beside_a_server_that_is_killed_too(tmp_path: Path, server: Server, seed: int) -> None:
+    project = tmp_path / "project"
+    write_project(project)
+    sabotage(project, TrackingPlace(server.uri, project / "runs"), server, seed, num_kills=6)
