@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from medst.tracking import TrackingPlace, TrialState
+from medst.tracking import TrackingPlace, TrialState, adopted_keys
 from medst.tracking.connection import reaching
 from medst.tracking.index import TrialRun, trial_runs
 from medst.tracking.spool import is_held, spool_identity
@@ -65,15 +65,21 @@ class Ledger:
 def read_ledger(place: TrackingPlace, keys: Iterable[str]) -> Ledger:
     """The state of each key. One key has one run; were there two, the finished one stands.
 
+    A finished trial of earlier code stands for its key under the present code where that was adopted.
+
     Raises:
         TrackingError: the store is away.
     """
     wanted = set(keys)
+    with reaching(place.uri):
+        adopted = adopted_keys(place.uri, place.experiment)
     entries: dict[str, LedgerEntry] = {}
     for run in trial_runs(place):
-        if run.key not in wanted or (run.key in entries and run.state is not TrialState.FINISHED):
+        is_finished = run.state is TrialState.FINISHED
+        key = adopted.get(run.key, run.key) if is_finished else run.key
+        if key not in wanted or (key in entries and not is_finished):
             continue
-        entries[run.key] = LedgerEntry(
+        entries[key] = LedgerEntry(
             _state(place, run), run.run_id, run.seconds, run.lost_seconds, run.cpus, run.gpus, run.parent_run_id,
             run.reason, run.studies, run.is_marked_running)
     return Ledger(entries)

@@ -16,15 +16,19 @@ table and figure stands. What must not: torch, Ray, anything that computes a tri
 | studies | the run of a study: plan, description, tables, figures; tags of shared trials |
 | index | what a ledger must know of every trial, read incrementally |
 | reading | runs, curves, tables, arrays, configs as DataFrames |
+| adoptions | that trials of earlier code stand under the present code |
 | snapshot | all runs of an experiment in one pass, for tables of many studies |
 """
 
+from medst.tracking.adoptions import Adoption, adopted_keys, record_adoption
 from medst.tracking.connection import TrackingError, TrackingPlace, default_uri
 from medst.tracking.drain import drain_spools
 from medst.tracking.environment import describe_environment, torch_version
 from medst.tracking.names import TrialState
 from medst.tracking.privacy import is_private_tracking_allowed
 from medst.tracking.reading import (
+    find_arrays,
+    find_table,
     list_artifacts,
     list_studies,
     load_arrays,
@@ -39,15 +43,19 @@ from medst.tracking.studies import ensure_study_run, log_study_artifacts
 from medst.tracking.trials import TrialDescription, track
 
 __all__ = [
+    "Adoption",
     "Snapshot",
     "TrackingError",
     "TrackingPlace",
     "TrialDescription",
     "TrialState",
+    "adopted_keys",
     "default_uri",
     "describe_environment",
     "drain_spools",
     "ensure_study_run",
+    "find_arrays",
+    "find_table",
     "is_private_tracking_allowed",
     "list_artifacts",
     "list_studies",
@@ -59,6 +67,7 @@ __all__ = [
     "log_study_artifacts",
     "metric_history",
     "read_snapshot",
+    "record_adoption",
     "torch_version",
     "track",
 ]

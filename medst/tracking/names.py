@@ -5,7 +5,12 @@ from __future__ import annotations
 from enum import Enum
 
 KIND = "medst.kind"
-"""`trial` or `study`."""
+"""`trial`, `study`, `search`, `ladder` or `adoption`."""
+ADOPTION = "adoption"
+"""Kind of a run that says that trials of earlier code stand."""
+EARLIER = "medst.earlier"
+LATER = "medst.later"
+"""On an adoption: the code that computed the trials, and the code under which they stand."""
 KEY = "medst.key"
 """The trial key."""
 STUDY = "medst.study"

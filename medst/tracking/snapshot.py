@@ -16,7 +16,7 @@ import sqlite3
 import time as clock
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from medst.tracking import names
+from medst.tracking.adoptions import adopted_keys
 from medst.tracking.connection import client, find_experiment
 from medst.tracking.names import TrialState
 from medst.tracking.reading import artifact_path, search_all_runs, state_from
@@ -60,6 +61,9 @@ class Snapshot:
     """run_id, study, arm: a row for every study that a trial serves."""
     metrics: pd.DataFrame
     """METRIC_COLUMNS: last values, without NaN; `run_id` and `metric` are categories."""
+    adopted: dict[str, str] = field(default_factory=dict)
+    """Trial key as tracked -> the key under which the trial stands under the present code, though other code computed
+    it."""
 
     def plan(self, study: str) -> dict[str, Any]:
         """The plan of a study as it was last run."""
@@ -96,7 +100,7 @@ def read_snapshot(uri: str, experiment: str, cache: Path | None = None) -> Snaps
                          "arm": arms["value"]}).reset_index(drop=True)
     kept = None if cache is None else cache / f"values-{_digest(uri, experiment_id)}.parquet"
     return Snapshot(uri, experiment_id, {study_names[run]: run for run in study_runs}, runs, arms,
-                    _metrics(source, runs, kept))
+                    _metrics(source, runs, kept), adopted_keys(uri, experiment))
 
 
 def _runs(heads: pd.DataFrame, tags: pd.DataFrame) -> pd.DataFrame:
