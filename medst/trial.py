@@ -17,16 +17,20 @@ from torch import Tensor, nn
 from medst.config import Behaviour, Config, DataConfig, stream_seed
 from medst.data.batch import Batch
 from medst.data.loader import EvalLoader, TrainLoader
+from medst.data.splits import with_held_out_patients
 from medst.data.store import Store, open_store, store_path
 from medst.data.tokenizer import Tokenizer, build_tokenizer
 from medst.evaluation import check_tasks, evaluate, evaluate_pixel_baseline
+from medst.evaluation.contamination import contamination, standing
 from medst.model import MedST
 from medst.model.accounting import count
+from medst.model.lineage import Lineage, write_lineage
 from medst.objectives import medst_objective
 from medst.records import Facts, Metrics, Record
 from medst.training.distributed import Meeting, Ranks, joined
 from medst.training.launch import config_of_rank, on_ranks
-from medst.training.loop import TemporalWeights, num_steps, train
+from medst.training.loop import TemporalWeights, autocast, num_steps, train
+from medst.training.memory import OutOfMemoryError, is_out_of_memory, largest_that_fits, release
 
 
 def run_trial(config: Config, checkpoint_dir: Path | None = None) -> Iterator[Record]:
@@ -43,6 +47,7 @@ def run_trial(config: Config, checkpoint_dir: Path | None = None) -> Iterator[Re
     Raises:
         StoreError: no prepared store; LoaderError, ValueError: data and config do not fit.
         NonFiniteLossError: a loss stopped being a number; the message names step and term.
+        OutOfMemoryError: the message says which `training.micro_batch` fits.
         RankError, RankLost: another process of the trial failed or vanished.
     """
     meeting = Meeting.of_environment(config.training.device)
@@ -110,6 +115,7 @@ def _run(config: Config, checkpoint_dir: Path | None, ranks: Ranks) -> Iterator[
         "pairs_seen": steps * config.training.pairs_per_batch,
         "vocabulary_size": tokenizer.vocabulary_size,
         "store": store.name,
+        **standing(store, config),
     })
 
     with_losses = _WithLosses(model, config, None if ranks.is_alone else ranks.gather)
@@ -122,12 +128,19 @@ def _run(config: Config, checkpoint_dir: Path | None, ranks: Ranks) -> Iterator[
     records = train(model, objective, loader, validation, config, checkpoint_dir, ranks)
     if config.evaluation.validation_scores == "every" and ranks.is_first:
         records = _scored(records, model, store, tokenizer, config, steps)
-    yield from records
+    try:
+        yield from records
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        release(error)
+        raise OutOfMemoryError(_memory_advice(config, with_losses, loader, ranks)) from error
     if not ranks.is_first:
         return
     if checkpoint_dir is not None:
         folder = model.save_pretrained(checkpoint_dir / "model")
         tokenizer.save(folder)
+        write_lineage(folder, Lineage(store.name, store.fingerprint, contamination(store, config)))
     yield from evaluate(model, store, tokenizer, config, steps)
     if steps == 0:
         # The untrained trial is the floor of a study: what needs no training stands with it.
@@ -145,6 +158,40 @@ def _scored(records: Iterator[Record], model: MedST, store: Store, tokenizer: To
             yield from evaluate(model, store, tokenizer, scoring, record.step)
 
 
+def _memory_advice(config: Config, with_losses: _WithLosses, loader: TrainLoader, ranks: Ranks) -> str:
+    """What to set so that a trial that ran out of memory fits; measured where that is possible."""
+    training = config.training
+    share = training.pairs_per_batch // ranks.world_size
+    held = training.micro_batch or share
+    told = f"out of memory on {training.device} with the activations of {held} pairs held at once"
+    others = "training.recompute=true saves more" if not training.recompute else "a smaller model or batch is needed"
+    if not ranks.is_alone or config.model.experts.routing == "learned":
+        # Several ranks cannot measure while one of them has failed; learned routing has no micro-batches.
+        return f"{told}; set a smaller training.micro_batch where routing allows it; {others}"
+    model = with_losses.model
+    # The optimiser's two moments, which training needs besides.
+    moments: list[Tensor] = []
+
+    def attempt(micro_batch: int) -> None:
+        moments[:] = [torch.empty_like(weight) for weight in model.parameters() for _ in range(2)]
+        for encoder in (model.image_encoder, model.text_encoder):
+            encoder.micro_batch = micro_batch
+        model.train()
+        batch = next(iter(loader.batches(0))).to(torch.device(training.device))
+        try:
+            with autocast(config):
+                with_losses(batch, TemporalWeights(1.0, 1.0))["loss"].backward()
+        finally:
+            model.zero_grad(set_to_none=True)
+            moments.clear()
+
+    fitting = largest_that_fits(attempt, held)
+    if fitting is None:
+        return f"{told}, and not one pair at a time fits; {others}"
+    return (f"{told}; {fitting} fit, as measured after the failure: set training.micro_batch={fitting} for all arms of "
+            f"the study (it is part of the trial key); {others}")
+
+
 @dataclass(frozen=True)
 class _DataKey:
     """What decides store and tokenizer; the manifest's time stands for its content."""
@@ -156,7 +203,7 @@ class _DataKey:
 
 @lru_cache(maxsize=4)
 def _open(key: _DataKey) -> tuple[Store, Tokenizer]:
-    store = open_store(key.data)
+    store = with_held_out_patients(open_store(key.data), key.data)
     return store, build_tokenizer(store, key.data, key.word_aggregation)
 
 
@@ -167,6 +214,6 @@ def _opened(config: Config) -> tuple[Store, Tokenizer]:
     data = DataConfig(root=config.data.root, store=config.data.store, image_size=config.data.image_size,
                       crop_size=min(config.data.crop_size, config.data.image_size),
                       vocabulary=config.data.vocabulary, vocabulary_size=config.data.vocabulary_size,
-                      report_text=config.data.report_text)
+                      report_text=config.data.report_text, evaluation_patients=config.data.evaluation_patients)
     time = manifest.stat().st_mtime if manifest.exists() else 0.0
     return _open(_DataKey(data, config.model.text.word_aggregation, time))

@@ -31,21 +31,23 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from medst.records import Progress
 from medst.tracking import TrialState
 from sweeps.live import LiveView
 from sweeps.trials import TrialSpec
-from sweeps.worker import Outcome, TrialFunction, default_trial_function, execute
+from sweeps.worker import Outcome, TrialFunction, default_trial_function, execute, give_up
 
 REPORT_SECONDS = 1.0
 """Least time between two signs of progress of a trial to the driver."""
 MAX_LOST_WORKERS = 3
 """How often a trial whose worker vanished starts again within one sweep."""
 MAX_FITS = 4
-"""How often Tune itself is started again after it gave up (a kill by Ray's memory monitor makes it do so)."""
+"""How often Tune itself is started, without one trial coming to its end, before we give up."""
 MAX_STARTS = 3
 """How often a local Ray is started before we give up."""
 _OBJECT_STORE_BYTES = 100 * 1024**2
@@ -75,6 +77,8 @@ class Messenger(tune.Callback):
         self._spec_of = spec_of
         self._view = view
         self.outcomes: dict[str, Outcome] = {}
+        self.running: set[str] = set()
+        """Keys of the trials that a worker has."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune saves its callbacks for a restore that never comes; a live view cannot be saved.
@@ -87,6 +91,7 @@ class Messenger(tune.Callback):
         self._view.tick()
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        self.running.add(self._spec(trial).key)
         self._view.started(self._spec(trial).name)
 
     def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any],
@@ -94,8 +99,7 @@ class Messenger(tune.Callback):
         spec = self._spec(trial)
         if "state" in result:
             outcome = Outcome(spec.key, spec.name, TrialState(result["state"]), result["reason"])
-            self.outcomes[spec.key] = outcome
-            self._view.ended(outcome)
+            self.ended(outcome)
         elif "step" in result:
             self._view.progressed(spec.name, result["step"], result["num_steps"])
 
@@ -106,10 +110,15 @@ class Messenger(tune.Callback):
         spec = self._spec(trial)
         if spec.key not in self.outcomes:
             error = str(trial.get_error() or "no reason known").strip().splitlines()
-            outcome = Outcome(spec.key, spec.name, TrialState.MISSING,
-                              f"its worker was lost {MAX_LOST_WORKERS + 1} times, last by: {error[-1]}")
-            self.outcomes[spec.key] = outcome
-            self._view.ended(outcome)
+            self.ended(Outcome(spec.key, spec.name, TrialState.MISSING,
+                               f"its worker was lost {MAX_LOST_WORKERS + 1} times, last by: {error[-1]}. If the system "
+                               "killed it for want of memory: fewer trials at a time (--jobs), or a smaller "
+                               "training.micro_batch"))
+
+    def ended(self, outcome: Outcome) -> None:
+        self.running.discard(outcome.key)
+        self.outcomes[outcome.key] = outcome
+        self._view.ended(outcome)
 
 
 @contextmanager
@@ -156,30 +165,99 @@ def run_on_ray(specs: Sequence[TrialSpec], view: LiveView, folder: Path, num_par
     # A killed driver leaves it behind.
     shutil.rmtree(folder, ignore_errors=True)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    with ray_session(num_parallel):
-        for fit in range(MAX_FITS):
-            missing = [index for index, spec in enumerate(specs) if spec.key not in messenger.outcomes]
-            if not missing:
-                break
-            try:
-                _fit(missing, specs, trial_function, messenger, folder)
-            except RuntimeError as error:
-                if fit == MAX_FITS - 1:
-                    raise
-                logging.getLogger(__name__).warning("Ray Tune gave up (%s); going on", error)
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with ray_session(num_parallel):
+            refuse_unshared(folder)
+            _run_all(specs, messenger, trial_function, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return [messenger.outcomes.get(spec.key, Outcome(spec.key, spec.name, TrialState.MISSING, "it was not run"))
             for spec in specs]
+
+
+def _run_all(specs: Sequence[TrialSpec], messenger: Messenger, trial_function: TrialFunction | None, folder: Path
+             ) -> None:
+    """Start Tune until every trial has an outcome.
+
+    Ray's memory monitor kills the largest worker and thereby ends Tune. The trials that ran then go on one by one: one
+    that is killed even alone has failed, the others had too many beside them.
+    """
+    suspects: set[str] = set()
+    num_vain = 0
+    while True:
+        missing = [index for index, spec in enumerate(specs) if spec.key not in messenger.outcomes]
+        together = [index for index in missing if specs[index].key not in suspects]
+        if not missing:
+            return
+        messenger.running.clear()
+        num_ended = len(messenger.outcomes)
+        try:
+            _fit(together or missing[:1], specs, trial_function, messenger, folder)
+        except RuntimeError as error:
+            num_vain = num_vain + 1 if len(messenger.outcomes) == num_ended else 0
+            if is_memory_kill(error):
+                if not together:
+                    spec = specs[missing[0]]
+                    messenger.ended(give_up(spec, HostMemoryError(
+                        "the memory of the machine does not hold this trial, even alone; set a smaller "
+                        f"training.micro_batch (now {spec.settings['training.micro_batch'] or 'the whole batch'}; it "
+                        "is part of the trial key, so set it for all arms) or training.recompute=true")))
+                suspects |= messenger.running
+            elif num_vain == MAX_FITS:
+                raise
+            logging.getLogger(__name__).warning("Ray Tune gave up (%s); going on", error)
+
+
+class HostMemoryError(RuntimeError):
+    """A trial was killed because the machine had no memory left."""
+
+
+def is_memory_kill(error: BaseException) -> bool:
+    """True where Ray's memory monitor is behind an error of Tune."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    return any(isinstance(cause, ray.exceptions.OutOfMemoryError) for cause in causes)
+
+
+def refuse_unshared(folder: Path) -> None:
+    """Make sure that every node of the cluster sees the driver's `folder`.
+
+    Raises:
+        ValueError: one does not; a trial that moved there would neither find its checkpoint nor its spool.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    token = uuid.uuid4().hex
+    mark = folder / "driver"
+    mark.write_text(token)
+
+    def sees(path: str) -> bool:
+        return Path(path).is_file() and Path(path).read_text() == token
+
+    look = ray.remote(sees).options(num_cpus=0)
+    answers = {node["NodeManagerAddress"]: look.options(
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(str(mark))
+        for node in nodes}
+    blind = [address for address, answer in answers.items() if not ray.get(answer)]
+    mark.unlink()
+    if blind:
+        raise ValueError(f"nodes {', '.join(sorted(blind))} do not see {folder.parent.parent}, where trials keep their "
+                         "checkpoints until they are finished; run the sweep from a project folder on a file system "
+                         "that all nodes of the cluster share, under the same path")
 
 
 def _fit(indices: Sequence[int], specs: Sequence[TrialSpec], trial_function: TrialFunction | None,
          messenger: Messenger, folder: Path) -> None:
     name = uuid.uuid4().hex[:8]
     # Plain values: this is asked for on the driver for every trial.
-    kept = [{"CPU": float(spec.num_threads), **({"GPU": spec.num_gpus} if spec.num_gpus else {})} for spec in specs]
+    kept = [[{"CPU": float(spec.num_threads), **({"GPU": spec.num_gpus} if spec.num_gpus else {})}] * spec.world_size
+            for spec in specs]
     trainable = tune.with_resources(
         tune.with_parameters(_train, specs=list(specs), trial_function=trial_function),
-        lambda config: tune.PlacementGroupFactory([kept[config["index"]]]))
+        lambda config: tune.PlacementGroupFactory(kept[config["index"]]))
     tuner = tune.Tuner(
         trainable, param_space={"index": tune.grid_search(list(indices))},
         tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
@@ -316,10 +318,22 @@ def _plan_in_order(pairs: Pairs, sequence_length: int, pairs_per_batch: int) -> 
     return plans
 
 
+_CAPTIONS: WeakKeyDictionary[Tokenizer, dict[tuple[str, int], tuple[pd.DataFrame, CaptionArrays]]] = (
+    WeakKeyDictionary())
+"""Encoded captions of whole stores, as long as their tokenizer lives: the trials of one worker share both."""
+
+
 def _encode(mimic: MimicStore, studies: np.ndarray, tokenizer: Tokenizer, config: Config) -> CaptionArrays:
-    """Captions of the studies, in their order."""
-    captions = mimic.studies[f"report_{config.data.report_text}"].iloc[studies].to_list()
-    return tokenizer.encode_captions(captions, config.data.caption_tokens)
+    """Captions of the studies, in their order; those of the whole store are encoded once."""
+    if len(studies) == 0:
+        raise ValueError("no text to encode")
+    column, max_tokens = f"report_{config.data.report_text}", config.data.caption_tokens
+    kept = _CAPTIONS.setdefault(tokenizer, {})
+    table, captions = kept.get((column, max_tokens), (None, None))
+    if table is not mimic.studies or captions is None:
+        captions = tokenizer.encode_captions(mimic.studies[column].to_list(), max_tokens)
+        kept[column, max_tokens] = mimic.studies, captions
+    return CaptionArrays(captions.token_ids[studies], captions.word_of_token[studies], captions.lengths[studies])
 
 
 def _read(images: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -5,10 +5,9 @@ not: metrics, curves, tables (see `reading` and `snapshot`); any judgement of wh
 
 MLflow gives whole runs or nothing, at about a millisecond each, and does not say when a run was last changed. But
 whatever this package changes of an ended run leaves a trace that is cheap to ask for: a run that goes on is RUNNING
-and afterwards ends later than the last reading; tags of further studies move `medst.tagged` of the study's run;
-anything else moves `medst.changed` of the experiment. Runs that were deleted are asked for as such. Where something
-else is found (another experiment of that name, a run that is gone, a deleted one that came back, a reading older
-than a day), everything is read again.
+and afterwards ends later than the last reading; tags of further studies move `medst.tagged` of the study's run. Runs
+that were deleted are asked for as such. Where something else is found (another experiment of that name, a run that is
+gone, a deleted one that came back, a reading older than a day), everything is read again.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from medst.tracking import names
-from medst.tracking.connection import TrackingPlace, client, ensure_experiment, find_experiment, is_away, reaching
+from medst.tracking.connection import TrackingPlace, client, find_experiment, is_away, reaching
 from medst.tracking.names import TrialState
 from medst.tracking.reading import search_all_runs, state_from
 
@@ -89,17 +88,10 @@ def trial_runs(place: TrackingPlace) -> list[TrialRun]:
         if experiment is None:
             return []
         path = _file(place)
-        kept = _load(path, place, [place.uri, experiment.experiment_id, experiment.creation_time,
-                                   experiment.tags.get(names.CHANGED)])
+        kept = _load(path, place, [place.uri, experiment.experiment_id, experiment.creation_time])
         runs = {run.run_id: run for run in kept.read().values()}
         kept.save(path, runs.values())
     return sorted(runs.values(), key=lambda run: (run.start_time, run.run_id))
-
-
-def mark_changed(place: TrackingPlace) -> None:
-    """To be called after any change of ended runs: the next reader reads all of them again."""
-    client(place.uri).set_experiment_tag(ensure_experiment(place.uri, place.experiment), names.CHANGED,
-                                         str(clock.time_ns()))
 
 
 def _file(place: TrackingPlace) -> Path:
