@@ -35,7 +35,7 @@ from medst.evaluation.direction import consecutive_studies
 from medst.evaluation.finding_zero_shot import finding_labels, lateral_only_labels
 from medst.evaluation.metrics import auroc, balanced_accuracy
 from medst.evaluation.predictions import COLUMNS, salted_groups
-from medst.evaluation.prompts import CHANGES, FINDINGS, PNEUMONIA, join
+from medst.evaluation.prompts import CHANGES, FINDINGS, PNEUMONIA_AS_PUBLISHED, join
 from medst.evaluation.retrieval import POOL_SIZE, retrieval_pool
 from medst.evaluation.traits import studies_of, study_traits
 from medst.evaluation.zero_shot import unit
@@ -325,15 +325,18 @@ def test_held_out_patients(world: World) -> None:
 
 
 def test_prompts_are_balanced_and_joined_as_configured() -> None:
-    assert len(PNEUMONIA["positive"]) == len(PNEUMONIA["negative"]) == 4
+    assert len(PNEUMONIA_AS_PUBLISHED["positive"]) == len(PNEUMONIA_AS_PUBLISHED["negative"]) == 4
     assert list(CHANGES) == list(FINDINGS)
     for prompts in FINDINGS.values():
-        assert len(prompts["positive"]) == len(prompts["negative"])
         assert not set(prompts["positive"]) & set(prompts["negative"])
-        # The surroundings are alike on both sides: the sentences before and after the second statement.
-        for positive, negative in zip(prompts["positive"], prompts["negative"], strict=True):
-            assert positive[-1] == negative[-1]
-            assert positive[(len(positive) - 2) // 2] == negative[(len(negative) - 2) // 2]
+        words = [word for prompt in prompts["positive"] for sentence in prompt for word in sentence.split()]
+        assert words.count("left") == words.count("right")
+        for side in prompts.values():
+            # Each statement once bare and once as a short report, which says it twice.
+            bare, reports = side[: len(side) // 2], side[len(side) // 2 :]
+            assert [prompt[0] for prompt in bare] == [prompt[0] for prompt in reports]
+            assert all(len(prompt) == 1 for prompt in bare)
+            assert all(len(prompt) == 4 and prompt[0] == prompt[2] for prompt in reports)
     prompt = ("the lungs are clear", "no pneumonia")
     for behaviour in ("released", "corrected"):
         config = small_config(evaluation__prompt_joining=behaviour)
