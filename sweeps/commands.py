@@ -29,7 +29,7 @@ from medst.tracking import (
 from medst.tracking.connection import find_experiment, reaching
 from medst.tracking.drain import find_run
 from medst.tracking.names import STUDY
-from medst.tracking.studies import end_study_run, log_study_cost
+from medst.tracking.studies import StudyKind, end_study_run, log_study_cost
 from sweeps.accounting import Account, account
 from sweeps.data import ensure_data, existing_data
 from sweeps.ledger import Ledger, adopt_shared, read_ledger, reap_lost
@@ -83,8 +83,20 @@ def run_sweep(study: str, assignments: Sequence[str] = (), executor: ExecutorNam
     """
     console = console or Console()
     project = (project or Path.cwd()).absolute()
-    place = TrackingPlace.of_project(project)
     loaded = _load(study, assignments, base, data_root, project, known_metrics)
+    return run_study(loaded, executor, jobs, project=project, should_retry_failed=should_retry_failed,
+                     trial_function=trial_function, console=console)
+
+
+def run_study(loaded: Study, executor: ExecutorName, jobs: int | None, *, project: Path, console: Console,
+              kind: StudyKind = "study", should_retry_failed: bool = False,
+              trial_function: TrialFunction | None = None) -> int:
+    """`run_sweep` of a study that is loaded already.
+
+    Args:
+        kind: `rung`: a proxy of a study, whose run no list of studies shows.
+    """
+    place = TrackingPlace.of_project(project)
     num_parallel = 1 if executor == "inline" else jobs or os.cpu_count() or 1
     facts = ensure_data(loaded, project, os.cpu_count() or 1, progress_line(console))
 
@@ -111,14 +123,14 @@ def run_sweep(study: str, assignments: Sequence[str] = (), executor: ExecutorNam
         finished_before = frozenset(plan.ledger.keys_in(TrialState.FINISHED, plan.all_keys))
         to_run = _to_run(plan, should_retry_failed)
         plan.show(console, to_run)
-        study_run = _track_plan(plan, place, is_running=bool(to_run))
+        study_run = _track_plan(plan, place, bool(to_run), kind)
         is_interrupted = False
         try:
             choosing = [trial for trial in to_run if trial.candidate is not None]
             if choosing:
                 run(plan, choosing, study_run, tuning_name(loaded.name))
                 plan = make_plan(loaded, place, facts, num_parallel, should_reap=True)
-                _track_plan(plan, place, is_running=True)
+                _track_plan(plan, place, True, kind)
             evaluating = [trial for trial in _to_run(plan, should_retry_failed) if trial.candidate is None]
             if evaluating:
                 run(plan, evaluating, study_run, loaded.name)
@@ -128,7 +140,7 @@ def run_sweep(study: str, assignments: Sequence[str] = (), executor: ExecutorNam
             drain_spools(place, 0.0 if is_interrupted else DRAIN_SECONDS)
             plan = make_plan(loaded, place, facts, num_parallel, should_reap=True)
             # Another study may have brought in trials that this one asked for as well.
-            _track_plan(plan, place, is_running=True)
+            _track_plan(plan, place, True, kind)
             cost = account(plan.ledger, plan.all_keys, study_run, finished_before)
             log_study_cost(place.uri, study_run, cost.hours())
             end_study_run(place.uri, study_run, plan.is_complete)
@@ -229,7 +241,7 @@ def choose_candidates(study: Study, choosing: Sequence[Trial], ledger: Ledger, p
     return {arm: choice for arm, choice in choices.items() if choice is not None}
 
 
-def _track_plan(plan: Plan, place: TrackingPlace, is_running: bool) -> str:
+def _track_plan(plan: Plan, place: TrackingPlace, is_running: bool, kind: StudyKind) -> str:
     """Write the plan into the study's run, and the study's name on its trials; returns the id of the study's run."""
     study = plan.study
     tuning = study.file.tuning
@@ -237,7 +249,8 @@ def _track_plan(plan: Plan, place: TrackingPlace, is_running: bool) -> str:
         study, [{"key": trial.key, "arm": trial.arm, "seed": trial.seed} for trial in plan.trials],
         (*plan.trials, *plan.tuning)[0].data.name,
         None if tuning is None else report(tuning, candidates(tuning), plan.chosen))
-    study_run = ensure_study_run(place.uri, place.experiment, study.name, describe_study(study), document, is_running)
+    study_run = ensure_study_run(place.uri, place.experiment, study.name, describe_study(study), document, is_running,
+                                 kind)
     adopt_shared(place, plan.ledger, study.name, [(trial.key, trial.arm) for trial in plan.trials])
     return study_run
 

@@ -7,7 +7,7 @@ import tempfile
 import time as clock
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mlflow.entities import Metric, RunTag
 
@@ -23,13 +23,16 @@ from medst.tracking.connection import (
 )
 from medst.tracking.drain import SETTLE_SECONDS, find_or_create_run, find_run
 
+StudyKind = Literal["study", "rung"]
+"""rung: a proxy of a study, at a share of its budget or of its data; no list of studies shows it."""
+
 
 def ensure_study_run(uri: str, experiment: str, study: str, description: str, plan: Mapping[str, Any],
-                     is_running: bool) -> str:
+                     is_running: bool, kind: StudyKind = "study") -> str:
     """Id of the study's run, made if absent, with the description (Markdown) and the plan as they are now."""
     experiment_id = ensure_experiment(uri, experiment)
-    run, is_new = find_or_create_run(uri, experiment_id, names.STUDY, study, f"study: {study}",
-                                     {names.KIND: "study", names.NOTE: description})
+    run, is_new = find_or_create_run(uri, experiment_id, names.STUDY, study, f"{kind}: {study}",
+                                     {names.KIND: kind, names.NOTE: description})
     if is_new and not TrackingPlace(uri, Path(), experiment).is_local:
         # Another driver may have made one in the same moment; all agree on the older one, once it can be seen.
         clock.sleep(SETTLE_SECONDS)
