@@ -39,6 +39,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from medst.records import Progress
 from medst.tracking import TrialState
 from sweeps.live import LiveView
+from sweeps.ranks import on_bundles
 from sweeps.trials import TrialSpec
 from sweeps.worker import Outcome, TrialFunction, default_trial_function, execute, give_up
 
@@ -65,7 +66,8 @@ def _train(config: dict[str, Any], specs: Sequence[TrialSpec], trial_function: T
             reported = time.monotonic()
             tune.report({"step": progress.step, "num_steps": progress.num_steps})
 
-    outcome = execute(spec, trial_function or default_trial_function(), report)
+    function = trial_function or (on_bundles if spec.world_size > 1 else default_trial_function())
+    outcome = execute(spec, function, report)
     tune.report({"state": outcome.state.value, "reason": outcome.reason})
 
 

@@ -148,6 +148,12 @@ class TrialSpec:
     num_threads: int
     """Also the CPUs that are kept for it."""
     num_gpus: float = 0.0
+    """Of each of its processes, as the threads and CPUs are."""
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the trial."""
+        return int(self.settings["training.world_size"])
 
     def tracked_config(self) -> Config:
         return override(Config(), self.settings, source=f"trial {self.name}")
@@ -179,8 +185,9 @@ def specify(trials: Sequence[Trial], *, study: str, place: TrackingPlace, projec
                 "source_fingerprint": source, "data_fingerprint": trial.data.fingerprint,
                 "is_credentialed": trial.data.is_credentialed, "torch_version": torch_version(),
                 "environment": dict(environment), "parent_run_id": parent_run_id,
-                "is_private_tracked": is_private_tracked, "num_cpus": float(trial.resources.cpus),
-                "num_gpus": trial.num_gpus,
+                "is_private_tracked": is_private_tracked,
+                "num_cpus": float(trial.resources.cpus) * trial.config.training.world_size,
+                "num_gpus": trial.num_gpus * trial.config.training.world_size,
             }))
     return specs
 

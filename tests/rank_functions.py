@@ -84,13 +84,14 @@ def gradients_of(laterals: str, settings: str, dtype: torch.dtype, ranks: Ranks)
     return found | {f"term {name}": value for name, value in ranks.mean(terms).items()}
 
 
-def all_gradients(config: Config, checkpoint_dir: Path | None) -> Iterator[Record]:
-    """The gradients of every case in both precisions."""
+def mathematics(config: Config, checkpoint_dir: Path | None) -> Iterator[Record]:
+    """The gradients of every case in both precisions, and the end of a poisoned training."""
     for laterals, settings in CASES:
         for dtype in (torch.float64, torch.float32):
             found = gradients_of(laterals, settings, dtype, Ranks.current())
             yield Arrays(f"{laterals}; {settings}; {dtype}",
                          {name: value.detach().numpy() for name, value in found.items()})
+    yield from poisoned(config)
 
 
 class _Steps:
@@ -104,7 +105,7 @@ class _Steps:
             yield share_of(small_batch((PA,) * 4, ((0, LL),), seed=seed), Ranks.current().rank, 2)
 
 
-def poisoned(config: Config, checkpoint_dir: Path | None) -> Iterator[Record]:
+def poisoned(config: Config) -> Iterator[Record]:
     """A training in which the second rank's term is not a number at the second step; both say what they saw."""
     ranks = Ranks.current()
     torch.manual_seed(0)
@@ -141,7 +142,8 @@ def failing_rank(config: Config, checkpoint_dir: Path | None) -> Iterator[Record
 
 
 def killed_rank(config: Config, checkpoint_dir: Path | None) -> Iterator[Record]:
-    """The second rank is killed, the first waits for it."""
+    """The second rank is killed after both have met, the first waits for it."""
+    yield from _waiting()
     if Ranks.current().rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     yield from _waiting()

@@ -24,8 +24,10 @@ from medst.training.distributed import Meeting, Ranks, count_over_ranks
 from medst.training.launch import RankError, RankLost, on_ranks
 from medst.trial import run_trial
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
-"""Of gradients relative to the largest of their parameter: two ranks against one, whose sums have another order."""
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+"""Of the gradients of two ranks against those of one, whose sums have another order: relative to the largest gradient
+of the same parameter, or to a hundredth of the largest of all where that is more. Biases before a BatchNorm have a
+gradient of zero, of which rounding alone is left."""
 
 
 def two_ranks(**settings: object) -> Config:
@@ -36,31 +38,31 @@ def two_ranks(**settings: object) -> Config:
 
 
 @pytest.fixture(scope="module")
-def gradients() -> dict[str, dict[str, np.ndarray]]:
-    """Case -> what two ranks found."""
-    records = on_ranks(rank_functions.all_gradients, two_ranks(), None)
-    return {record.name: dict(record.arrays) for record in records if isinstance(record, Arrays)}
+def mathematics() -> list[Record]:
+    """What two ranks found, in one launch."""
+    return list(on_ranks(rank_functions.mathematics, two_ranks(**{"training.learning_rate": 0.1}), None))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("laterals, settings", rank_functions.CASES)
 def test_two_ranks_of_half_a_batch_have_the_gradients_of_one(
-    gradients: dict[str, dict[str, np.ndarray]], laterals: str, settings: str, dtype: torch.dtype
+    mathematics: list[Record], laterals: str, settings: str, dtype: torch.dtype
 ) -> None:
-    found = gradients[f"{laterals}; {settings}; {dtype}"]
+    (found,) = (record.arrays for record in mathematics
+                if isinstance(record, Arrays) and record.name == f"{laterals}; {settings}; {dtype}")
     expected = {name: value.detach().numpy()
                 for name, value in rank_functions.gradients_of(laterals, settings, dtype, Ranks()).items()}
-    # The share of each view expert is a mean of shares; all else is exact. An unused expert has no gradient in either.
+    # Parameters that no rank used have no gradient in either.
     assert found.keys() == expected.keys()
     assert sum(name.startswith("gradient") for name in found) > 40
+    largest = max(float(np.abs(value).max()) for name, value in expected.items() if name.startswith("gradient"))
     for name, value in expected.items():
-        if name.startswith("term acc"):
-            continue
-        # A bias before BatchNorm has a gradient of zero, of which rounding alone is left: judged against all others.
-        scale = max(float(np.abs(value).max()), 1e-3)
-        difference = float(np.abs(found[name] - value).max()) / scale
-        tolerance = TOLERANCE[dtype] if not name.startswith("term") else max(TOLERANCE[dtype], 1e-6)
-        assert difference <= tolerance, f"{name}: {difference}"
+        if name.startswith("gradient"):
+            scale = max(float(np.abs(value).max()), largest / 100)
+            assert float(np.abs(found[name] - value).max()) <= TOLERANCE[dtype] * scale, name
+        else:
+            # Terms are averaged in float32; ranks whose batches are halves count retrieval over the whole batch too.
+            np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_the_rank_norm_of_one_rank_is_batch_norm() -> None:
@@ -80,31 +82,33 @@ def test_the_rank_norm_of_one_rank_is_batch_norm() -> None:
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     for one, other in zip(plain.parameters(), counted.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(plain.eval()(images), counted.eval()(images), rtol=0, atol=0)
+    torch.testing.assert_close(plain.eval()(images), counted.eval()(images), rtol=1e-12, atol=1e-12)
 
 
 # ---- Ends --------------------------------------------------------------------------------------------------------
 
 
-def test_a_value_that_is_no_number_on_one_rank_stops_all_before_it_touches_a_weight() -> None:
-    config = two_ranks(**{"training.learning_rate": 0.1})
-    told = [record.values for record in on_ranks(rank_functions.poisoned, config, None) if isinstance(record, Metrics)]
-    assert len(told) == 2
-    for values in told:
+def test_a_value_that_is_no_number_on_one_rank_stops_all_before_it_touches_a_weight(mathematics: list[Record]) -> None:
+    ends = [record.values for record in mathematics if isinstance(record, Metrics)]
+    assert len(ends) == 2
+    for values in ends:
         (message,) = (name for name in values if name.startswith("NonFiniteLossError: step 1: loss, first"))
         assert values == {message: 1.0, "moved": 1.0, "same": 1.0}
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_tells_why() -> None:
     with pytest.raises(RankError, match=r"(?s)rank 1 failed:.*ArithmeticError: the second rank cannot count"):
         list(on_ranks(rank_functions.failing_rank, two_ranks(), None))
 
 
+@pytest.mark.slow
 def test_a_rank_that_vanishes_ends_the_process_like_a_lost_worker() -> None:
     with pytest.raises(RankLost, match="rank 1 vanished with exit code -9"):
         list(on_ranks(rank_functions.killed_rank, two_ranks(), None))
 
 
+@pytest.mark.slow
 def test_an_error_of_the_first_rank_is_passed_on() -> None:
     with pytest.raises(ArithmeticError, match="the first rank cannot count"):
         list(on_ranks(rank_functions.failing_first, two_ranks(), None))
@@ -178,6 +182,7 @@ def test_ranks_see_the_batches_of_one(root: Path) -> None:
         assert torch.equal(torch.cat(padded), batch.token_ids)
 
 
+@pytest.mark.slow
 def test_a_trial_of_two_ranks_has_the_curves_of_one(root: Path, tmp_path: Path) -> None:
     one = told(run_trial(settings_of(root, 1, **{"model.text.dropout": 0.0}), tmp_path / "one"))
     two = told(run_trial(settings_of(root, 2, **{"model.text.dropout": 0.0}), tmp_path / "two"))

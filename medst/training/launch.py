@@ -92,11 +92,10 @@ def on_ranks(function: RankFunction, config: Config, checkpoint_dir: Path | None
 
     try:
         for rank in range(1, world_size):
-            # A machine's own ranks take its GPUs in order; elsewhere each rank sees the GPU that it was given.
-            own_device = device if start else device_of_rank(device, rank)
-            others.append((start or start_process)(
-                function, config, checkpoint_dir, Meeting(rank, world_size, address, store.port, own_device)))
-        first = Meeting(0, world_size, address, store.port, device if start else device_of_rank(device, 0))
+            # Ranks of one machine take its GPUs in order; where each is given one of its own, it sees no other.
+            others.append((start or start_process)(function, config, checkpoint_dir, Meeting(
+                rank, world_size, address, store.port, device_of_rank(device, rank))))
+        first = Meeting(0, world_size, address, store.port, device_of_rank(device, 0))
         with joined(first, store, check):
             yield from function(config_of_rank(config, first), checkpoint_dir)
     except (RuntimeError, OSError) as error:
