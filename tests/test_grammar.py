@@ -385,10 +385,11 @@ def _overlaps(pairs: list[tuple[str, str]]) -> np.ndarray:
 
 @pytest.mark.parametrize("grammar", GRAMMARS)
 @pytest.mark.parametrize("order_carries_meaning", [0.0, 0.3])
+@pytest.mark.parametrize("stable_contradictions", [0.0, 0.7])
 def test_sentence_pairs_are_balanced_and_not_solved_by_overlap(
-    grammar: GrammarName, order_carries_meaning: float
+    grammar: GrammarName, order_carries_meaning: float, stable_contradictions: float
 ) -> None:
-    pairs = sentence_pairs(1200, np.random.default_rng(0), grammar, order_carries_meaning)
+    pairs = sentence_pairs(1200, np.random.default_rng(0), grammar, order_carries_meaning, stable_contradictions)
     assert pairs.columns.tolist() == ["sentence_1", "sentence_2", "category", "subset_name"]
     counts = pairs.groupby(["category", "subset_name"]).size()
     assert counts.tolist() == [300] * 4
@@ -403,7 +404,8 @@ def test_sentence_pairs_are_balanced_and_not_solved_by_overlap(
 
 @pytest.mark.parametrize("grammar", GRAMMARS)
 def test_sentence_pairs_mean_what_their_category_says(grammar: GrammarName) -> None:
-    pairs = sentence_pairs(800, np.random.default_rng(1), grammar, 0.3)
+    pairs = sentence_pairs(800, np.random.default_rng(1), grammar, 0.3, 0.5)
+    kinds: Counter[bool] = Counter()
     columns = (pairs[name].astype(str) for name in ("sentence_1", "sentence_2", "category", "subset_name"))
     for first, second, category, subset_name in zip(*columns, strict=True):
         names = [{name for name in FINDINGS if re.search(NAMES[name], text, re.I)} for text in (first, second)]
@@ -411,7 +413,24 @@ def test_sentence_pairs_mean_what_their_category_says(grammar: GrammarName) -> N
         told = [_directions(text) for text in (first, second)]
         assert len(told[0]) == len(told[1]) == 1, (first, second)
         assert (told[0] == told[1]) == (category == "paraphrase"), (first, second)
+        if category == "contradiction":
+            kinds["stable" in told[0] | told[1]] += 1
+        if subset_name == "RadGraph":
+            # The same entities: the sentences have all words for side and zone in common.
+            places = [
+                sorted(re.findall(r"left|right|bilateral|both|upper|lower|mid|apical|basilar", text.lower()))
+                for text in (first, second)
+            ]
+            assert places[0] == places[1], (first, second)
         if subset_name == "Swaps":
             one, other = first.lower().split(), second.lower().split()
             assert len(one) == len(other)
             assert sum(word != another for word, another in zip(one, other, strict=True)) <= 2
+    assert kinds[False] > 200 and kinds[True] > 120
+
+
+def test_contradictions_set_the_two_directions_of_change_against_each_other() -> None:
+    pairs = sentence_pairs(400, np.random.default_rng(2), "first")
+    contradictions = pairs.loc[pairs["category"] == "contradiction", ["sentence_1", "sentence_2"]]
+    for first, second in contradictions.astype(str).to_numpy():
+        assert {*_directions(first), *_directions(second)} == {"improving", "worsening"}

@@ -82,8 +82,10 @@ class PhantomConfig(Section):
     """How much the reports speak of change."""
     word_localisation: Fraction = 0.85
     """How well words localise: share of side and zone words that are kept."""
-    order_carries_meaning: Fraction = 0.3
-    """Share of reports with a sentence whose meaning hangs on word order."""
+    order_carries_meaning: Fraction = 0.1
+    """Share of reports with a sentence whose meaning hangs on word order, and of RadGraph pairs of sentences."""
+    stable_contradictions: Fraction = 0.0
+    """Share of contradicting pairs of sentences that set a change against 'stable', not against the opposite change."""
     copy_forward: Fraction = 0.1
     """Share of sentences copied from the previous report."""
     omission: Fraction = 0.1

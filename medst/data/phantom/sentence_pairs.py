@@ -1,9 +1,13 @@
 """Pairs of sentences about change, in the manner of the text part of MS-CXR-T.
 
-RadGraph pairs are two differently worded sentences about the same finding that tell the same progression
-(paraphrase) or different ones (contradiction). Swaps pairs are one sentence twice, with one term of change
+RadGraph pairs are two differently built sentences with the same entities (finding, degree, side, zone) that tell the
+same progression (paraphrase) or contradict each other. Swaps pairs are one sentence twice, with one term of change
 swapped for a synonym or for a term of another progression. Within a pair the two terms share no word and
 all else is drawn alike for both categories, so that the overlap of words says nothing about the category.
+
+Contradictions set improving against worsening; a dial lets others set a change against 'stable'. Whether a finding is
+large or small can be seen in one picture, and tells much about where it came from; that it stayed as it was cannot be
+seen in one picture, and a text encoder without pretrained knowledge of words has no other source for it.
 """
 
 from __future__ import annotations
@@ -14,11 +18,12 @@ import numpy as np
 import pandas as pd
 
 from medst.data.phantom.course import FINDINGS, Finding, FindingName, Progression, Side, Zone
-from medst.data.phantom.lexicon import Part
+from medst.data.phantom.lexicon import Lexicon, Part
 from medst.data.phantom.sentences import (
     LEXICONS,
     PARTS,
     GrammarName,
+    NounPhrase,
     PlainDials,
     SentenceWriter,
     Statement,
@@ -26,24 +31,30 @@ from medst.data.phantom.sentences import (
 )
 
 PROGRESSIONS: tuple[Progression, ...] = ("improving", "stable", "worsening")
+CHANGES: tuple[Progression, ...] = ("improving", "worsening")
 SIDES: tuple[Side, ...] = ("left", "right", "bilateral")
 ZONES: tuple[Zone, ...] = ("upper", "middle", "lower")
 
 
 def sentence_pairs(
-    num_pairs: int, rng: np.random.Generator, grammar: GrammarName = "first", order_carries_meaning: float = 0.0
+    num_pairs: int,
+    rng: np.random.Generator,
+    grammar: GrammarName = "first",
+    order_carries_meaning: float = 0.0,
+    stable_contradictions: float = 0.0,
 ) -> pd.DataFrame:
     """Balanced pairs: every second is a contradiction, every second two of RadGraph.
 
     Args:
         order_carries_meaning: share of RadGraph pairs that tell the progression by the order of two
             degrees alone; 0 where the reports never do so.
+        stable_contradictions: share of contradictions between 'stable' and a change.
     Returns:
         Columns sentence_1, sentence_2, category (paraphrase | contradiction), subset_name (RadGraph | Swaps).
     Raises:
         KeyError: `grammar` is not one of `LEXICONS`.
     """
-    writer = _PairWriter(LEXICONS[grammar], PlainDials(), rng)
+    writer = _PairWriter(LEXICONS[grammar], rng, stable_contradictions)
     rows = []
     for pair in range(num_pairs):
         is_paraphrase, is_swap = pair % 2 == 0, pair // 2 % 2 == 1
@@ -77,6 +88,10 @@ class _Term:
 
 
 class _PairWriter(SentenceWriter):
+    def __init__(self, lexicon: Lexicon, rng: np.random.Generator, stable_contradictions: float) -> None:
+        super().__init__(lexicon, PlainDials(), rng)
+        self.stable_contradictions = stable_contradictions
+
     def finding(self) -> Finding:
         return Finding(
             name=self.pick(FINDINGS),
@@ -85,16 +100,17 @@ class _PairWriter(SentenceWriter):
             zone=self.pick(ZONES),
         )
 
-    def other(self, progression: Progression) -> Progression:
-        return self.pick([other for other in PROGRESSIONS if other != progression])
+    def contradiction(self) -> tuple[Progression, Progression]:
+        if not self.happens(self.stable_contradictions):
+            return "improving", "worsening"
+        return "stable", self.pick(CHANGES)
 
     def frame_for(self, part: Part) -> str:
         return self.pick([frame for frame in self.lexicon.change_frames if f"{{{part}}}" in frame])
 
     def term_pair(self, name: FindingName, is_paraphrase: bool, parts: tuple[Part, Part]) -> tuple[_Term, _Term]:
         """Two terms of change without a common word, of the same or of different progressions."""
-        first = self.pick(PROGRESSIONS)
-        second = first if is_paraphrase else self.other(first)
+        first, second = (self.pick(PROGRESSIONS),) * 2 if is_paraphrase else self.contradiction()
         partners = {
             one: [two for two in self.candidates(name, second, parts[1]) if one.is_comparable(two)]
             for one in self.candidates(name, first, parts[0])
@@ -121,24 +137,24 @@ class _PairWriter(SentenceWriter):
     def reworded(self, is_paraphrase: bool) -> tuple[str, str]:
         finding = self.finding()
         terms = self.term_pair(finding.name, is_paraphrase, (self.pick(PARTS), self.pick(PARTS)))
+        subject = self.noun_phrase(finding.name, (finding,))
         first, second = (
-            self.noun_phrase(finding.name, (finding,)).fill(
-                self.frame_for(term.part), since=self.pick(self.lexicon.since), **{term.part: term.text}
-            )
+            subject.fill(self.frame_for(term.part), since=self.pick(self.lexicon.since), **{term.part: term.text})
             for term in terms
         )
         return first, second
 
     def reordered(self, is_paraphrase: bool) -> tuple[str, str]:
         finding = self.finding()
+        subject = self.noun_phrase(finding.name, (finding,), has_degree=False)
         lesser, greater = self.pick(((0.2, 0.5), (0.2, 0.9), (0.5, 0.9)))
         is_worse = self.happens(0.5)
-        first = second = self.course(finding, lesser, greater, is_worse)
+        first = second = self.course(subject, finding, lesser, greater, is_worse)
         while second == first:
-            second = self.course(finding, lesser, greater, is_worse if is_paraphrase else not is_worse)
+            second = self.course(subject, finding, lesser, greater, is_worse if is_paraphrase else not is_worse)
         return first, second
 
-    def course(self, finding: Finding, lesser: float, greater: float, is_worse: bool) -> str:
+    def course(self, subject: NounPhrase, finding: Finding, lesser: float, greater: float, is_worse: bool) -> str:
         """The finding's way between two severities, told by the order of their degrees."""
         before, now = (lesser, greater) if is_worse else (greater, lesser)
         statement = Statement(
@@ -148,5 +164,4 @@ class _PairWriter(SentenceWriter):
             change="worsening" if is_worse else "improving",
             degree_before=degree_of(before),
         )
-        subject = self.noun_phrase(finding.name, statement.parts, has_degree=False)
         return self.told_by_order(subject, statement, self.pick(self.lexicon.since))
