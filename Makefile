@@ -97,15 +97,21 @@ smoke: $(ENVIRONMENT)  ## A miniature of the whole path in 90 s, in build/smoke:
 
 # ---- Results -----------------------------------------------------------------------------------------------------
 
-.PHONY: results tables figures dashboard
-results: $(ENVIRONMENT)  ## Make all tables and figures in results/ from the tracking store alone
+.PHONY: results tables figures notebooks check-results dashboard
+results: $(ENVIRONMENT)  ## Make all tables, figures and report.html in results/ from the tracking store alone
 	@$(MEDST) results $(ARGS)
 
-tables: $(ENVIRONMENT)  ## Make the tables only: Markdown, LaTeX, CSV
+tables: $(ENVIRONMENT)  ## Make the tables only: Markdown, LaTeX, CSV, JSON
 	@$(MEDST) results tables $(ARGS)
 
 figures: $(ENVIRONMENT)  ## Make the figures only: PDF, PNG
 	@$(MEDST) results figures $(ARGS)
+
+notebooks: $(ENVIRONMENT)  ## Run the notebooks in analysis/, one for each table and figure of the paper
+	@$(MEDST) results notebooks $(ARGS)
+
+check-results: $(ENVIRONMENT)  ## Fail if results/ is stale, incomplete or edited by hand
+	@$(MEDST) check-results $(ARGS)
 
 dashboard: $(ENVIRONMENT)  ## Open MLflow on 127.0.0.1 (PORT=5000) on the tracking store
 	@$(MEDST) dashboard --port $(PORT)

@@ -33,7 +33,7 @@ TELEMETRY_OFF = {
 }
 """Nothing leaves the machine unless the user's own environment says so."""
 
-EXTRAS = {"ray": "sweep", "optuna": "sweep", "mlflow": "sweep", "matplotlib": "analysis", "statsmodels": "analysis"}
+EXTRAS = {"ray": "sweep", "optuna": "sweep", "mlflow": "sweep", "matplotlib": "analysis", "statsmodels": "analysis", "nbclient": "analysis"}
 """Library -> the extra that installs it."""
 
 MODEL = "model"
@@ -93,6 +93,7 @@ class Protocol(StrEnum):
 class Part(StrEnum):
     tables = "tables"
     figures = "figures"
+    notebooks = "notebooks"
 
 
 ExecutorOption = Annotated[
@@ -372,16 +373,56 @@ def sweep_plan(
 
 @app.command("results")
 def results(
-    part: Annotated[Part | None, typer.Argument(help="Only the tables, or only the figures.")] = None,
+    part: Annotated[Part | None, typer.Argument(help="Only the tables or the figures; or run the notebooks.")] = None,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = RESULTS,
     study: Annotated[list[str] | None, typer.Option(help="Only this study; repeatable.")] = None,
 ) -> None:
-    """Make tables (Markdown, LaTeX, CSV) and figures (PDF, PNG) from the tracking store alone."""
-    from analysis.results import make_results
+    """Make tables (Markdown, LaTeX, CSV, JSON), figures (PDF, PNG) and report.html from the tracking store alone.
+
+    `notebooks` runs the notebooks of the paper's exhibits instead, and keeps what they show in OUT/notebooks.
+    """
     from medst.tracking import TrackingPlace
 
     place = TrackingPlace.of_project()
+    if part is Part.notebooks:
+        from analysis.notebooks import run_notebooks
+
+        run_notebooks(place.uri, out)
+        return
+    from analysis.results import make_results
+
     make_results(place.uri, place.experiment, out, only=part.value if part else None, studies=study)
+
+
+@app.command("check-results")
+def check_results(out: Annotated[Path, typer.Argument(help="Folder of results.")] = RESULTS) -> None:
+    """Say what of the results is stale, incomplete or edited by hand; exit code 1 if anything is."""
+    from analysis import checking
+    from medst.tracking import TrackingPlace
+
+    place = TrackingPlace.of_project()
+    problems = checking.check_results(place.uri, place.experiment, out)
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        typer.secho(f"{len(problems)} finding{'s' if len(problems) > 1 else ''} in {out}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(1)
+    typer.echo(f"The results in {out} are what the tracking store says.")
+
+
+@app.command("trace")
+def trace(
+    table: Annotated[Path, typer.Argument(help="Any file of a table, as in results/tables/components.csv.")],
+    cell: Annotated[str, typer.Option(help="Arm and metric, as in \"no local,AUROC\"; parts of names will do.")],
+) -> None:
+    """Print the runs behind one cell of a table: settings, code, data, and how to compute them again."""
+    from analysis import trace as tracing
+    from medst.tracking import TrackingPlace
+
+    place = TrackingPlace.of_project()
+    document = tracing.read_document(table)
+    for line in tracing.trace(document, tracing.find_cell(document, cell), place.uri, place.experiment):
+        typer.echo(line)
 
 
 @app.command("dashboard")
