@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -33,7 +33,8 @@ TELEMETRY_OFF = {
 }
 """Nothing leaves the machine unless the user's own environment says so."""
 
-EXTRAS = {"ray": "sweep", "optuna": "sweep", "mlflow": "sweep", "matplotlib": "analysis", "statsmodels": "analysis", "nbclient": "analysis"}
+EXTRAS = {"ray": "sweep", "optuna": "sweep", "mlflow": "sweep", "matplotlib": "analysis", "statsmodels": "analysis",
+          "nbclient": "analysis"}
 """Library -> the extra that installs it."""
 
 MODEL = "model"
@@ -136,14 +137,108 @@ def data_phantom(
 
 @data_app.command("prepare")
 def data_prepare(
-    experiments: Experiments = None,
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[DATA_SET | EXPERIMENT.yaml]", help="A data set that lies apart: mimic-cxr, ms-cxr-t, "
+                       "ms-cxr, rsna, covidx, open-i, covid-chestxray, chexpert-plus. Or settings of a data root."),
+    ] = None,
     assignments: Assignments = None,
     data: DataRoot = None,
+    images: Annotated[Path | None, typer.Option(help="Data set: folder of its images and tables.")] = None,
+    reports: Annotated[
+        Path | None, typer.Option(help="mimic-cxr, open-i: folder of the reports, archive or sectioned CSV.")
+    ] = None,
+    tables: Annotated[
+        Path | None, typer.Option(help="Data set: folder of its tables.", show_default="beside the images")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Data set: store to make, or to add to.")] = None,
+    image_size: Annotated[int, typer.Option(min=1, help="Data set: side of the stored squares in pixels.")] = 256,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="mimic-cxr: leave out, and count, images that are not downloaded.")
+    ] = False,
+    version: Annotated[str, typer.Option(help="covidx: number of the split files.")] = "9A",
+    credentialed: Annotated[
+        bool | None,
+        typer.Option("--credentialed/--open", help="Data set: whether text, images and ids must stay at home.",
+                     show_default="as its licence says"),
+    ] = None,
+    largest_unreadable: Annotated[
+        float, typer.Option(min=0, max=1, help="Data set: share of unreadable images above which the work stops.")
+    ] = 0.02,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")] = None,
 ) -> None:
-    """Decode all images of a data root once, into the store that trials read. Other commands do it by themselves."""
-    store = prepared_store(compose(experiments, assignments, data), workers)
-    typer.echo(f"The store '{store.name}' is in {store.path}.")
+    """Decode all images and clean all reports once, into the store that trials read.
+
+    For a data root, --data ROOT; other commands do it by themselves. For a data set that lies apart, its name with
+    --images and --out; a second data set with the same --out is added. Killed: the same command goes on.
+    """
+    places = {"--images": images, "--reports": reports, "--tables": tables, "--out": out}
+    name = what[0] if what and len(what) == 1 and not what[0].endswith((".yaml", ".yml")) else None
+    if name is None:
+        given = [option for option, value in places.items() if value is not None]
+        if given:
+            raise ValueError(f"{', '.join(given)}: name the data set first, as in: medst data prepare mimic-cxr "
+                             "--images ROOT --reports ROOT --out STORE")
+        store = prepared_store(compose([Path(path) for path in what or []], assignments, data), workers)
+    else:
+        store = prepare_named(name, places, image_size, partial, version, credentialed, largest_unreadable, workers)
+    describe_store(store)
+
+
+def prepare_named(name: str, places: dict[str, Path | None], image_size: int, is_partial: bool, version: str,
+                  is_credentialed: bool | None, largest_unreadable: float, workers: int | None) -> Store:
+    """Put a data set that lies apart into a store."""
+    from medst.config import nearest
+    from medst.data.sources import DATA_SETS, IS_CREDENTIALED, Source
+    from medst.data.store import prepare_set
+
+    known = {data_set.removesuffix("-jpg"): data_set for data_set in DATA_SETS}
+    if name not in known:
+        guess = nearest(name, known)
+        raise ValueError(f"{name}: no data set" + (f"; did you mean {guess}?" if guess else "")
+                         + f" Known are: {', '.join(known)}")
+    needed = {"mimic-cxr": ("--images", "--reports", "--out")}.get(name, ("--images", "--out"))
+    if name in ("ms-cxr-t", "ms-cxr"):
+        places["--images"] = places["--images"] or places["--tables"]
+        needed = ("--tables", "--out")
+    missing = [option for option in needed if places[option] is None]
+    if missing:
+        raise ValueError(f"medst data prepare {name} needs {' and '.join(missing)}; docs/data.md shows the commands")
+    absent = [f"{option} {path}" for option, path in places.items()
+              if option != "--out" and path is not None and not path.exists()]
+    if absent:
+        raise ValueError(f"{', '.join(absent)}: no such file or folder")
+    place = {option: str(path.absolute()) if path is not None else "" for option, path in places.items()}
+    source = Source(place["--images"], place["--reports"], place["--tables"], is_partial,
+                    version if name == "covidx" else "")
+    data_set = known[name]
+    with progress_bars() as step:
+        return prepare_set(
+            Path(place["--out"]), data_set, source, image_size=image_size, step=step,
+            num_workers=workers or os.cpu_count() or 1, largest_unreadable=largest_unreadable,
+            is_credentialed=IS_CREDENTIALED[data_set] if is_credentialed is None else is_credentialed)
+
+
+def describe_store(store: Store) -> None:
+    """Say where a store is, what selection leaves of it, and what it cannot support."""
+    from medst.data.inspect import describe_limits, describe_selection
+
+    lines = [f"The store '{store.name}' is in {store.path}.", *describe_selection(store.selection),
+             *describe_limits(store)]
+    if len(store.problems):
+        lines += ["", f"{len(store.problems)} problems; they are listed by: medst data inspect {store.path}"]
+    typer.echo("\n".join(lines))
+
+
+@data_app.command("verify")
+def data_verify(path: Annotated[Path, typer.Argument(help="A prepared store.")]) -> None:
+    """Compare every file of a store with the hash that it had when it was made."""
+    from medst.data.store import verify
+
+    wrong = verify(path)
+    if wrong:
+        raise ValueError(f"{path}: the store is damaged: {'; '.join(wrong)}. Remove the folder and prepare it again")
+    typer.echo(f"{path}: every file is as it was made.")
 
 
 @data_app.command("inspect")
@@ -209,9 +304,17 @@ def train(
     ] = None,
     track: Annotated[bool, typer.Option("--track", help="Track the trial in MLflow as sweeps do.")] = False,
     threads: Threads = 1,
+    ranks: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that share every batch, one GPU each.", show_default="training.world_size"),
+    ] = None,
 ) -> None:
     """Train one model, evaluate it and save it. After an interruption the same command goes on from its checkpoint."""
-    config = compose(experiments, assignments, data)
+    # Under torchrun every process comes here; the first speaks for all.
+    started = os.environ.get("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else None
+    num_ranks = ranks or (int(started) if started else None)
+    sizes = [] if num_ranks is None else [f"training.world_size={num_ranks}"]
+    config = compose(experiments, [*(assignments or []), *sizes], data)
     # After the settings are known to be right: these imports take seconds.
     import torch
 
@@ -224,6 +327,10 @@ def train(
     key = trial_key(config, store.fingerprint, str(torch.__version__))
     name = experiments[-1].stem
     folder = out or Path("runs/train") / f"{name}-{key[:8]}"
+    if started and os.environ["RANK"] != "0":
+        for _ in run_trial(config, folder):
+            pass
+        return
     claim_folder(folder, key, config)
     records = run_trial(config, folder)
     if track:
@@ -290,26 +397,66 @@ def tracked(records: Iterator[Record], config: Config, store: Store, key: str, n
 
 @app.command("evaluate")
 def evaluate(
-    weights: Annotated[Path, typer.Option(help="Folder of a saved model, as `medst train` leaves it.")],
+    weights: Annotated[Path, typer.Option(
+        help="Folder of a saved model, as `medst train` leaves it, or a checkpoint file of Med-ST or MGCA.")],
     assignments: Assignments = None,
     data: DataRoot = None,
     protocol: Annotated[Protocol, typer.Option(help="Whose metrics to print.")] = Protocol.both,
+    out: Annotated[Path | None, typer.Option(help="CSV of the metrics beside published numbers.")] = None,
     threads: Threads = 1,
 ) -> None:
-    """Run the downstream tasks on a saved model and print the metrics."""
+    """Run the downstream tasks on saved weights and print the metrics, beside published numbers where there are any."""
     import torch
 
     from medst import evaluation
-    from medst.data.tokenizer import Tokenizer
-    from medst.model import MedST
+    from medst.config import parse_overrides
+    from medst.data.splits import with_held_out_patients
+    from medst.evaluation.contamination import contamination
+    from medst.evaluation.judged import judged_config, open_judged
 
     torch.set_num_threads(threads)
-    model = MedST.from_pretrained(weights)
-    tokenizer = Tokenizer.load(weights)
-    config = compose([weights / SETTINGS], assignments, data)
+    overrides = parse_overrides(assignments or [])
+    if data is not None:
+        overrides["data.root"] = str(data)
+    config = judged_config(weights, overrides, protocol is Protocol.as_published)
     store = prepared_store(config)
+    model, tokenizer = open_judged(weights, store, config)
     model.to(config.training.device)
-    show_records(evaluation.evaluate(model, store, tokenizer, config, step=0), weights.name, protocol)
+    tests = show_records(evaluation.evaluate(model, store, tokenizer, config, step=0), weights.name, protocol)
+    show_reproduction(tests, protocol, out)
+    mark = contamination(with_held_out_patients(store, config.data), config)
+    if mark:
+        typer.echo(f"contaminated: {mark}")
+
+
+def show_reproduction(tests: Mapping[str, float], protocol: Protocol, out: Path | None) -> None:
+    """Print our metrics beside what others published for them; with `out`, all metrics into a CSV file."""
+    import csv
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from analysis.published import load_published, reproduction
+
+    head = ("metric", "ours", "published", "model", "grade", "difference")
+    rows = reproduction({name: value for name, value in tests.items() if is_shown(name, protocol)}, load_published())
+    table = Table(*head, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        if row[2]:
+            table.add_row(*row)
+    if table.row_count:
+        Console().print(table)
+    if out is not None:
+        temporary = out.with_name(f".{out.name}.new")
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([head, *rows])
+        temporary.replace(out)
+        typer.echo(f"All metrics beside published numbers: {out}")
+
+
+def is_shown(metric: str, protocol: Protocol) -> bool:
+    """True where a metric belongs to the protocol that was asked for."""
+    return protocol is Protocol.both or metric.endswith("as_published") == (protocol is Protocol.as_published)
 
 
 # ---- Ablation studies --------------------------------------------------------------------------------------------
@@ -326,10 +473,11 @@ def sweep_run(
     retry_failed: RetryFailed = False,
 ) -> None:
     """Run the trials of a study that are not finished yet, then print its tables. Stopped or killed: run it again."""
+    from analysis.registry import METRICS
     from sweeps.commands import FINISHED_CODE, INTERRUPTED_CODE, run_sweep
 
     code = run_sweep(study, assignments or [], executor=executor.value, jobs=jobs, base=base, data_root=data,
-                     should_retry_failed=retry_failed)
+                     should_retry_failed=retry_failed, known_metrics=METRICS)
     if code != INTERRUPTED_CODE:
         report_study(study, base, is_complete=code == FINISHED_CODE)
     raise typer.Exit(code)
@@ -360,12 +508,76 @@ def sweep_plan(
     executor: ExecutorOption = Executor.ray,
     jobs: Jobs = None,
     retry_failed: RetryFailed = False,
+    detect: Annotated[
+        float | None,
+        typer.Option(min=1e-9, help="Also tell how many seeds find this difference in the primary metric, as tracked: "
+                                    "0.02 is 2 points."),
+    ] = None,
 ) -> None:
-    """Print the arms of a study, what is done already and how long the rest takes. Runs nothing."""
+    """Print arms, aliases, what is done already or shared, and how long the rest takes. Runs nothing."""
+    from analysis.registry import METRICS
     from sweeps.commands import plan_sweep
 
-    raise typer.Exit(plan_sweep(study, assignments or [], executor=executor.value, jobs=jobs, base=base,
-                                data_root=data, should_retry_failed=retry_failed))
+    code = plan_sweep(study, assignments or [], executor=executor.value, jobs=jobs, base=base, data_root=data,
+                      should_retry_failed=retry_failed, known_metrics=METRICS)
+    if detect is not None:
+        from analysis.power import print_seeds_needed
+        from medst.tracking import TrackingPlace
+        from sweeps.study import find_study, load_study
+
+        place, file = TrackingPlace.of_project(), load_study(find_study(study), base=[base] if base else []).file
+        print_seeds_needed(place.uri, place.experiment, file.name, file.primary_metric, detect)
+    raise typer.Exit(code)
+
+
+@sweep_app.command("extend")
+def sweep_extend(
+    study: StudyName,
+    seeds: Annotated[list[str] | None, typer.Option(help="Seeds to add: 6..8 or 6,7,8; repeatable.")] = None,
+    arm: Annotated[
+        list[str] | None, typer.Option(metavar="'NAME: KEY=VALUE ...'", help="A named arm to add; repeatable.")
+    ] = None,
+    run: Annotated[bool, typer.Option("--run/--no-run", help="Run what is missing now, or only change the file.")] = True,
+    executor: ExecutorOption = Executor.ray,
+    jobs: Jobs = None,
+) -> None:
+    """Add arms or seeds to a study file, which keeps its comments, and run only what is missing."""
+    from analysis.registry import METRICS
+    from sweeps.extending import extend, parse_arms, parse_seeds
+    from sweeps.study import find_study, load_study
+
+    path = find_study(study)
+    load_study(path, known_metrics=METRICS)
+    added = extend(path, parse_seeds(seeds or []), parse_arms(arm or []),
+                   lambda changed: load_study(changed, known_metrics=METRICS))
+    typer.echo(f"{path}: {'; '.join(added) + ' added' if added else 'nothing to add, everything is there'}.")
+    if run:
+        sweep_run(study, executor=executor, jobs=jobs)
+
+
+@sweep_app.command("adopt")
+def sweep_adopt(
+    earlier: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CODE]...", help="Fingerprints of the code that computed the old trials, or their "
+                                                 "beginnings; default: every other code in the store."),
+    ] = None,
+    replays: Annotated[int, typer.Option(min=1, help="Stored trials to compute again for each code.")] = 1,
+) -> None:
+    """After a refactor: let old trials stand, if golden numbers hold and a replayed trial is equal bit for bit."""
+    from sweeps.adoption import adopt
+
+    adopt(earlier or [], num_replays=replays)
+
+
+@sweep_app.command("status")
+def sweep_status(
+    study: StudyName = "overview", assignments: Assignments = None, base: Base = None, data: DataRoot = None,
+) -> None:
+    """Tell how a study stands: arms, what runs, why trials failed, core and GPU time spent, wasted and saved."""
+    from sweeps.commands import show_status
+
+    raise typer.Exit(show_status(study, assignments or [], base=base, data_root=data))
 
 
 # ---- Results -----------------------------------------------------------------------------------------------------
@@ -405,9 +617,23 @@ def check_results(out: Annotated[Path, typer.Argument(help="Folder of results.")
     for problem in problems:
         typer.echo(problem)
     if problems:
-        typer.secho(f"{len(problems)} finding{'s' if len(problems) > 1 else ''} in {out}", fg=typer.colors.RED, err=True)
+        plural = "s" if len(problems) > 1 else ""
+        typer.secho(f"{len(problems)} finding{plural} in {out}", fg=typer.colors.RED, err=True)
         raise typer.Exit(1)
     typer.echo(f"The results in {out} are what the tracking store says.")
+
+
+@app.command("diff")
+def diff(
+    before: Annotated[Path, typer.Argument(metavar="RESULTS_A", help="Folder of results, as it was.")],
+    after: Annotated[Path, typer.Argument(metavar="RESULTS_B", help="Folder of results, as it is.")] = RESULTS,
+) -> None:
+    """Show which cells of the tables changed, and why: seeds, code, data, settings. Exit code 1 where any did."""
+    from analysis.difference import print_difference
+    from medst.tracking import TrackingPlace
+
+    place = TrackingPlace.of_project()
+    raise typer.Exit(1 if print_difference(before, after, place.uri, place.experiment) else 0)
 
 
 @app.command("trace")
@@ -427,27 +653,68 @@ def trace(
 
 @app.command("dashboard")
 def dashboard(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but this machine's own asks for a password.")
+    ] = "127.0.0.1",
 ) -> None:
-    """Open MLflow on the tracking store, for this machine only."""
+    """Open MLflow on the tracking store: for this machine only, or with --host behind a password."""
     from medst.tracking import default_uri
     from medst.tracking.connection import EXPERIMENT, find_experiment
+    from medst.tracking.dashboard import protection, server_command
 
     uri = default_uri()
     if uri.startswith(("http://", "https://")):
         typer.echo(f"The tracking server serves its own dashboard: {uri}")
         return
+    protected = protection(host, port, Path.cwd() / "runs")
     require_free_port(port)
     experiment = find_experiment(uri, EXPERIMENT)
     # Without the parameter MLflow opens on traces and prompts, where no run is to be seen.
     page = f"/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning" if experiment else ""
-    typer.echo(f"Dashboard in a few seconds on http://127.0.0.1:{port}{page}\nCtrl-C ends it. Store: {uri}")
-    # One worker and no job queue: a reviewer on this machine needs no more.
+    shown = "127.0.0.1" if protected is None else protected.hosts[0].split(":")[0]
+    typer.echo(f"Dashboard in a few seconds on http://{shown}:{port}{page}\nCtrl-C ends it. Store: {uri}")
+    if protected is not None:
+        typer.echo("Reachable from other machines: sign in as admin with MLFLOW_AUTH_ADMIN_PASSWORD as it was at the first "
+                   "start. The connection is not encrypted; put a TLS proxy before it outside a trusted network.")
+        os.environ.update(protected.environment)
+    # One worker and no job queue: a reviewer needs no more.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1",
-               "--port", str(port), "--workers", "1"]
+    command = server_command(uri, host, port, protected)
     sys.stdout.flush()
     os.execv(command[0], command)
+
+
+@app.command("promote")
+def promote(
+    alias: Annotated[str, typer.Option(help="Name under which the model is to be found, as `candidate`.")],
+    run: Annotated[str | None, typer.Option(help="Run whose model it is; its id stands in the address of its page.")] = None,
+    study: Annotated[str | None, typer.Option(help="Instead: the study's run with the lowest validation loss.")] = None,
+    arm: Annotated[str | None, typer.Option(help="Only runs of this arm of the study.")] = None,
+    name: Annotated[str, typer.Option(help="Of the registered model.")] = "medst",
+) -> None:
+    """Put the saved model of a finished trial into the model registry, under an alias."""
+    from medst.tracking.connection import TrackingError
+    from medst.tracking.registry import best_run
+    from medst.tracking.registry import promote as register
+
+    if (run is None) == (study is None) or (arm is not None and study is None):
+        raise TrackingError("name either --run, or --study (and perhaps --arm)")
+    promoted = register(run or best_run(study or "", arm), alias, name)
+    typer.echo(f"{promoted.name}@{promoted.alias} is version {promoted.version}, of run {promoted.run_id}. Fetch it: "
+               f"medst pull {promoted.name}@{promoted.alias} --out FOLDER")
+
+
+@app.command("pull")
+def pull(
+    reference: Annotated[str, typer.Argument(metavar="NAME@ALIAS", help="Or NAME/VERSION.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; absent or empty.")],
+) -> None:
+    """Fetch a model from the registry, for MedST.from_pretrained and medst evaluate."""
+    from medst.tracking.registry import pull as fetch
+
+    folder = fetch(reference, out)
+    typer.echo(f"The model is in {folder}; judge it with: medst evaluate --weights {folder}")
 
 
 def is_free(port: int) -> bool:
@@ -589,8 +856,12 @@ def prepared_store(config: Config, num_workers: int | None = None) -> Store:
         return provide(config.data, num_workers or os.cpu_count() or 1, step)
 
 
-def show_records(records: Iterator[Record], title: str, protocol: Protocol = Protocol.both) -> None:
-    """Follow records: a bar with the loss in training, then the test metrics and what was skipped."""
+def show_records(records: Iterator[Record], title: str, protocol: Protocol = Protocol.both) -> dict[str, float]:
+    """Follow records: a bar with the loss in training, then the test metrics and what was skipped.
+
+    Returns:
+        All test metrics, whatever the protocol.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -616,13 +887,13 @@ def show_records(records: Iterator[Record], title: str, protocol: Protocol = Pro
                                 if name.startswith("skipped.")})
     table = Table("task", "metric", "value", box=None, header_style="bold", pad_edge=False)
     for name, value in tests.items():
-        is_as_published = name.endswith("as_published")
-        if protocol is Protocol.both or is_as_published == (protocol is Protocol.as_published):
+        if is_shown(name, protocol):
             job, _, metric = name.removeprefix("test/").partition("/")
             table.add_row(job, metric, f"{value:.4f}")
     Console().print(table)
     for name, reason in skipped.items():
         typer.echo(f"skipped {name}: {reason}")
+    return tests
 
 
 def new_bar() -> ProgressBar:

@@ -16,6 +16,7 @@ from raw_files import RawWriter, write_dicom, write_root
 
 from medst.data.images import ImageError, read_square, read_square_image, square_box, to_square
 from medst.data.readers import (
+    Corpus,
     DataError,
     read_covidx,
     read_mimic_cxr,
@@ -35,6 +36,15 @@ def real(repository: Path) -> Path:
     return folder
 
 
+def read_root(root: Path, **settings: object) -> Corpus:
+    return read_mimic_cxr(root / "mimic-cxr-jpg", root / "mimic-cxr", **settings)
+
+
+def reports_of(corpus: Corpus) -> dict[str, object]:
+    """Report by study id."""
+    return {corpus.studies["study_id"].iloc[row]: report for row, report in corpus.reports.read(corpus.studies)}
+
+
 # MIMIC-CXR
 
 
@@ -44,7 +54,7 @@ def test_mimic_groups_images_to_studies_in_time_order(tmp_path: Path) -> None:
     early = writer.add_study(10000001, 50000003, ["PA"], date="21500301", time="235959.123456")
     writer.add_study(10000001, 50000004, ["SWIMMERS"], date="21500303")
     writer.write_tables()
-    mimic = read_mimic_cxr(tmp_path)
+    mimic = read_root(tmp_path)
     assert mimic.studies["study_id"].tolist() == ["50000003", "50000002"]
     assert mimic.studies["time"].tolist() == [pd.Timestamp("2150-03-01 23:59:59.123456"),
                                               pd.Timestamp("2150-03-02 08:05:15.5")]
@@ -53,8 +63,8 @@ def test_mimic_groups_images_to_studies_in_time_order(tmp_path: Path) -> None:
     assert grouped.loc["50000002"].tolist() == [1, "PA", [3], 0, "LL"]
     assert grouped.loc["50000003"].tolist() == [4, "PA", [], -1, ""]
     assert dict(mimic.steps)["images with a frontal or lateral view"] == 5
-    assert all(Path(path).is_file() for path in mimic.images["path"])
-    assert "pleural effusion" in mimic.studies["report"].iloc[0]
+    assert all(Path(path).is_file() for path in mimic.paths(mimic.images))
+    assert "pleural effusion" in str(reports_of(mimic)["50000003"])
 
 
 def test_mimic_plain_and_compressed_tables_read_alike(tmp_path: Path) -> None:
@@ -62,7 +72,7 @@ def test_mimic_plain_and_compressed_tables_read_alike(tmp_path: Path) -> None:
         writer = RawWriter(tmp_path / name)
         writer.add_study(10000001, 50000001, ["PA", "LL"])
         writer.write_tables(is_compressed=is_compressed)
-    plain, compressed = read_mimic_cxr(tmp_path / "plain"), read_mimic_cxr(tmp_path / "compressed")
+    plain, compressed = read_root(tmp_path / "plain"), read_root(tmp_path / "compressed")
     pd.testing.assert_frame_equal(plain.studies, compressed.studies)
 
 
@@ -70,7 +80,7 @@ def test_mimic_ids_stay_text_and_labels_are_numbers(tmp_path: Path) -> None:
     writer = RawWriter(tmp_path)
     writer.add_study(10000001, 50000001, ["PA"])
     writer.write_tables()
-    studies = read_mimic_cxr(tmp_path).studies
+    studies = read_root(tmp_path).studies
     assert studies["subject_id"].tolist() == ["10000001"]
     # The fixture's labels go round 1, 0, -1, missing; study 50000001 begins at the second.
     assert studies[["label_atelectasis", "label_cardiomegaly", "label_edema"]].iloc[0].tolist() == [0.0, -1.0, 1.0]
@@ -81,8 +91,8 @@ def test_a_frontal_of_unstated_view_counts_as_pa_where_other_tables_name_it(tmp_
     writer = RawWriter(tmp_path)
     known, _ = writer.add_study(10000001, 50000001, ["", ""])
     writer.write_tables()
-    assert len(read_mimic_cxr(tmp_path).images) == 0
-    images = read_mimic_cxr(tmp_path, known_frontals={known}).images
+    assert len(read_root(tmp_path).images) == 0
+    images = read_root(tmp_path, known_frontals={known}).images
     assert images[["dicom_id", "view", "is_view_stated"]].to_numpy().tolist() == [[known, "PA", False]]
 
 
@@ -91,7 +101,7 @@ def test_a_missing_report_is_missing_not_empty(tmp_path: Path) -> None:
     writer.add_study(10000001, 50000001, ["PA"], has_report=False)
     writer.add_study(10000001, 50000002, ["PA"])
     writer.write_tables()
-    assert read_mimic_cxr(tmp_path).studies["report"].isna().tolist() == [True, False]
+    assert set(reports_of(read_root(tmp_path))) == {"50000002"}
 
 
 @pytest.mark.parametrize(("column", "value", "expected"), [
@@ -107,7 +117,7 @@ def test_a_bad_cell_is_named_with_its_line(tmp_path: Path, column: str, value: s
     writer.metadata[1][column] = value
     writer.write_tables()
     with pytest.raises(DataError, match=expected):
-        read_mimic_cxr(tmp_path)
+        read_root(tmp_path)
 
 
 def test_missing_files_and_columns_name_their_source(tmp_path: Path) -> None:
@@ -119,13 +129,13 @@ def test_missing_files_and_columns_name_their_source(tmp_path: Path) -> None:
     text = gzip.decompress(metadata.read_bytes()).decode().replace("ViewPosition", "ViewPositon")
     metadata.write_bytes(gzip.compress(text.encode()))
     with pytest.raises(DataError, match="'ViewPosition' is missing; the nearest one is 'ViewPositon'"):
-        read_mimic_cxr(tmp_path)
+        read_root(tmp_path)
     metadata.unlink()
     with pytest.raises(DataError, match=r"metadata\.csv.*no such file.*physionet\.org"):
-        read_mimic_cxr(tmp_path)
+        read_root(tmp_path)
     for name, read in (("ms-cxr-t", read_ms_cxr_t), ("ms-cxr", read_ms_cxr)):
         with pytest.raises(DataError, match=f"{name}.*physionet"):
-            read(tmp_path)
+            read(tmp_path / name)
     for read in (read_rsna, read_covidx):
         with pytest.raises(DataError, match="kaggle"):
             read(tmp_path)
@@ -138,7 +148,7 @@ def test_a_truncated_archive_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "mimic-cxr-jpg" / "mimic-cxr-2.0.0-split.csv.gz"
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(DataError, match="download the file again"):
-        read_mimic_cxr(tmp_path)
+        read_root(tmp_path)
 
 
 # MS-CXR-T, MS-CXR
@@ -151,7 +161,7 @@ def test_ms_cxr_t_reads_paths_as_dicom_ids_and_counts_odd_labels(tmp_path: Path)
     frame.loc[0, "edema_progression"] = "Progressing"
     frame.loc[0, "dicom_id"] += ".jpg"
     frame.to_csv(path, index=False)
-    read = read_ms_cxr_t(tmp_path)
+    read = read_ms_cxr_t(tmp_path / "ms-cxr-t")
     dicoms = {row["dicom_id"] for row in writer.metadata}
     assert set(read.pairs["dicom_id"]) | set(read.pairs["previous_dicom_id"]) <= dicoms
     assert read.pairs.loc[0, "edema"] is None
@@ -162,13 +172,13 @@ def test_ms_cxr_t_reads_paths_as_dicom_ids_and_counts_odd_labels(tmp_path: Path)
 
 def test_ms_cxr_refuses_a_box_outside_its_image(tmp_path: Path) -> None:
     write_root(tmp_path, num_patients=3)
-    assert len(read_ms_cxr(tmp_path).boxes) == 5
+    assert len(read_ms_cxr(tmp_path / "ms-cxr").boxes) == 5
     path = tmp_path / "ms-cxr" / "MS_CXR_Local_Alignment_v1.0.0.csv"
     frame = pd.read_csv(path)
     frame.loc[2, "x"] = 15
     frame.to_csv(path, index=False)
     with pytest.raises(DataError, match=r"line 4: .* outside its image"):
-        read_ms_cxr(tmp_path)
+        read_ms_cxr(tmp_path / "ms-cxr")
 
 
 # RSNA
@@ -176,7 +186,7 @@ def test_ms_cxr_refuses_a_box_outside_its_image(tmp_path: Path) -> None:
 
 def test_rsna_gathers_the_boxes_of_a_patient(tmp_path: Path) -> None:
     RawWriter(tmp_path).write_rsna(num_patients=4)
-    images = read_rsna(tmp_path).images
+    images = read_rsna(tmp_path / "rsna").images
     assert images["target"].tolist() == [1, 0, 0, 1]
     assert images["boxes"].iloc[0] == [[4.0, 8.0, 8.0, 16.0], [20.0, 8.0, 8.0, 16.0]]
     assert images["boxes"].iloc[1] == []
@@ -193,7 +203,7 @@ def test_rsna_contradictions_are_errors(tmp_path: Path, line: str, expected: str
     path = tmp_path / "rsna" / "stage_2_train_labels.csv"
     path.write_text(f"patientId,x,y,width,height,Target\n0000-rsna,1,2,3,4,1\n{line}\n")
     with pytest.raises(DataError, match=expected):
-        read_rsna(tmp_path)
+        read_rsna(tmp_path / "rsna")
 
 
 # COVIDx
@@ -222,16 +232,16 @@ def test_covidx_names_a_row_without_class_and_the_files_that_are_there(tmp_path:
     folder.mkdir()
     (folder / "train_COVIDx9B.txt").write_text("1 a.png healthy ricord\n")
     with pytest.raises(DataError, match=r"train_COVIDx9A\.txt: no such file.*there are: train_COVIDx9B\.txt"):
-        read_covidx(tmp_path)
+        read_covidx(tmp_path / "covidx")
     with pytest.raises(DataError, match=r"line 1: no class word in '1 a\.png healthy ricord'"):
-        read_covidx(tmp_path, version="9B")
+        read_covidx(tmp_path / "covidx", version="9B")
 
 
 def test_covidx_repeated_files_are_left_out_and_said(tmp_path: Path) -> None:
     RawWriter(tmp_path).write_covidx()
     path = tmp_path / "covidx" / "train_COVIDx9A.txt"
     path.write_text(path.read_text() + "other train-0.png normal\n")
-    covidx = read_covidx(tmp_path)
+    covidx = read_covidx(tmp_path / "covidx")
     assert len(covidx.images) == 12
     assert covidx.problems == ("train_COVIDx9A.txt: 1 repeated file names are left out",)
 
@@ -363,7 +373,7 @@ def test_real_rsna_table(real: Path, tmp_path: Path) -> None:
     (tmp_path / "rsna").mkdir()
     (tmp_path / "rsna" / "stage_2_train_labels.csv").write_bytes(
         (real / "rsna_sample" / "stage_2_train_labels.csv").read_bytes())
-    images = read_rsna(tmp_path).images
+    images = read_rsna(tmp_path / "rsna").images
     assert (len(images), int(images["target"].sum()), int(images["boxes"].map(len).sum())) == (159, 55, 96)
     assert images["boxes"].map(len).value_counts().to_dict() == {0: 104, 2: 37, 1: 16, 3: 2}
 

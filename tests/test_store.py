@@ -107,7 +107,7 @@ def test_fingerprint_is_of_content_not_of_place_time_or_workers(tmp_path: Path) 
 def test_a_second_call_only_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_root(tmp_path, num_patients=3)
     first = prepare(config(tmp_path))
-    monkeypatch.setattr(building, "build", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(building, "build", lambda *_, **__: pytest.fail("built again"))
     assert prepare(config(tmp_path)).fingerprint == first.fingerprint
     assert open_store(config(tmp_path)).fingerprint == first.fingerprint
 
@@ -116,7 +116,7 @@ def test_processes_that_come_together_build_once(tmp_path: Path, monkeypatch: py
     write_root(tmp_path, num_patients=3)
     calls = []
     build = building.build
-    monkeypatch.setattr(building, "build", lambda *arguments: (calls.append(1), build(*arguments))[1])
+    monkeypatch.setattr(building, "build", lambda *arguments, **settings: (calls.append(1), build(*arguments))[1])
     with ThreadPoolExecutor(4) as executor:
         stores = list(executor.map(lambda _: prepare(config(tmp_path)), range(4)))
     assert len(calls) == 1
@@ -158,19 +158,21 @@ def test_an_interrupted_build_leaves_nothing_that_looks_finished(tmp_path: Path)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(config(tmp_path), progress=interrupt)
+        prepare(config(tmp_path), step=lambda title: interrupt)
     assert not store_path(config(tmp_path)).exists()
-    assert not list(tmp_path.glob(".store*.new"))
     assert prepare(config(tmp_path)).mimic is not None
 
 
 def test_progress_counts_every_image_once(tmp_path: Path) -> None:
     write_root(tmp_path, num_patients=6)
-    seen: list[tuple[int, int]] = []
-    store = prepare(config(tmp_path), progress=lambda done, total: seen.append((done, total)))
+    seen: dict[str, list[tuple[int, int]]] = {}
+    store = prepare(config(tmp_path), step=lambda title: lambda done, total: seen.setdefault(title, []).append(
+        (done, total)))
     assert store.mimic is not None
-    total = len(store.mimic.images) + 6 + 12
-    assert seen[-1] == (total, total)
+    assert {title: told[-1] for title, told in seen.items()} == {
+        "reports of mimic-cxr-jpg": (len(store.mimic.studies),) * 2,
+        "images of mimic-cxr-jpg": (len(store.mimic.images),) * 2,
+        "images of rsna": (6, 6), "images of covidx": (12, 12)}
 
 
 def test_misplaced_and_misfitting_stores_are_errors(tmp_path: Path) -> None:
@@ -220,7 +222,7 @@ def test_more_unreadable_images_stop_the_preparation(tmp_path: Path) -> None:
     writer.write_tables()
     for path in sorted(tmp_path.rglob("*.jpg"))[:2]:
         path.unlink()
-    with pytest.raises(DataError, match=r"2 of the first 2 images of mimic are unreadable.*\n.*no such file"):
+    with pytest.raises(DataError, match=r"2 of the first 60 images of mimic are unreadable.*\n.*no such file"):
         prepare(config(tmp_path))
     assert not store_path(config(tmp_path)).exists()
 

@@ -1,7 +1,7 @@
 """Building of a prepared store from raw files: tables as Parquet, images as one uint8 array a data set.
 
-What lives here: the one pass over the raw files. What must not: opening and locking of stores (`store`), and
-anything that a config chooses besides the image size: all trials share one store.
+What lives here: the one pass over the raw files, which goes on where a killed one stopped. What must not: opening and
+locking of stores (`store`), and anything that a config chooses besides the image size: all trials share one store.
 
 Legend: N images, S side of the square images.
 """
@@ -10,143 +10,225 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from medst.config import Behaviour, fingerprint
+from medst.config import fingerprint, hash_file
 from medst.data.batch import FRONTAL_VIEWS
-from medst.data.images import ImageError, SquareImage, read_square_image, square_box
+from medst.data.captions import COLUMNS, Captions, write_captions
+from medst.data.image_array import ArrayContent, Reuse, write_array
+from medst.data.images import square_box
 from medst.data.readers import (
+    Corpus,
     DataError,
     MsCxr,
     MsCxrT,
+    read_chexpert_plus,
+    read_covid_chestxray,
     read_covidx,
     read_mimic_cxr,
     read_ms_cxr,
     read_ms_cxr_t,
+    read_open_i,
     read_rsna,
 )
-from medst.data.readers.mimic_cxr import MimicCxr, group_views
-from medst.data.report_text import caption, extract_sections
+from medst.data.readers.mimic_cxr import group_views
+from medst.data.readers.nih import as_nih_patients, read_nih_patients
+from medst.data.selection import count_selection
+from medst.data.sources import Sources, require_companions
+from medst.data.twins import join_twins
+from medst.data.workers import Workers
 
-DATA_SETS = ("mimic-cxr-jpg", "ms-cxr-t", "ms-cxr", "rsna", "covidx")
-"""Folders of a data root; any of them may be absent."""
 LARGEST_UNREADABLE_SHARE = 0.02
 """Preparation stops where more images than this share cannot be read."""
-_IMAGES_PER_BLOCK = 256
-_BEHAVIOURS: tuple[Behaviour, ...] = ("released", "corrected")
+FORMAT = 2
+"""Of the store on disk; stores of another format are made anew."""
+_ROWS_PER_CHUNK = 10_000
 
 Progress = Callable[[int, int], None]
+Step = Callable[[str], Progress]
+"""Told what begins; returns what is told (done, in all)."""
+
+
+def _silent(title: str) -> Progress:
+    return lambda done, total: None
 
 
 @dataclass
 class _Building:
     """What the pass over the raw files collects."""
 
-    root: Path
+    sources: Sources
     folder: Path
     image_size: int
-    num_workers: int
-    progress: Progress | None
-    num_images: int = 0
-    num_done: int = 0
+    workers: Workers
+    step: Step
+    previous: Path | None
+    largest_unreadable: float
     digests: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     problems: list[tuple[str, str, str]] = field(default_factory=list)
 
     def write_table(self, name: str, frame: pd.DataFrame) -> None:
-        frame.reset_index(drop=True).to_parquet(self.folder / f"{name}.parquet", index=False)
-        # Parquet bytes hold the writer's version; the content does not.
-        text = frame.to_json(orient="split", index=False, date_format="iso", date_unit="us", double_precision=15)
-        self.digests[name] = fingerprint(text)
-        self.counts[name] = len(frame)
+        frame = frame.reset_index(drop=True)
+        schema = pa.Schema.from_pandas(frame, preserve_index=False)
+        self.write_chunks(name, schema, [frame], len(frame))
+
+    def write_chunks(self, name: str, schema: pa.Schema, chunks: Any, num_rows: int) -> None:
+        """Write a table piece by piece; the digest is that of the whole as JSON, however it is cut.
+
+        Parquet bytes hold the writer's version; the content does not.
+        """
+        hasher = hashlib.sha256()
+        path = self.folder / f"{name}.parquet"
+        is_first = True
+        with pq.ParquetWriter(path, schema) as writer:
+            for chunk in chunks:
+                writer.write_table(pa.Table.from_pandas(chunk, schema=schema, preserve_index=False))
+                text = chunk.to_json(orient="split", index=False, date_format="iso", date_unit="us",
+                                     double_precision=15)
+                head, rows = text[:-len("]}")].split('"data":[', 1)
+                # What stands before the rows is the same for all chunks.
+                hasher.update(f'{head}"data":[{rows}'.encode() if is_first else f",{rows}".encode())
+                is_first = False
+        hasher.update(b"]}")
+        self.digests[name] = hasher.hexdigest()[:16]
+        self.counts[name] = num_rows
+
+    def item(self, table: str, row: int, path: str, folder: str) -> str:
+        """How a file is named in what is kept: credentialed data by the row of their table."""
+        if self.sources.is_credentialed:
+            return f"row {row} of {table}"
+        return os.path.relpath(path, Path(folder).parent)
 
 
-def build(root: Path, folder: Path, image_size: int, num_workers: int, progress: Progress | None) -> dict[str, Any]:
-    """Read everything under `root` and write tables and images into `folder`.
+def build(sources: Sources, folder: Path, image_size: int, num_workers: int, step: Step | None = None,
+          previous: Path | None = None, largest_unreadable: float = LARGEST_UNREADABLE_SHARE) -> dict[str, Any]:
+    """Read everything that `sources` names and write tables and images into `folder`.
 
-    All tables are read before the first image is decoded, so that a broken table stops the work at once.
+    All tables are read before the first image is decoded, so that a broken table stops the work at once. What an
+    earlier, killed call left in `folder` is used as far as it is whole; the end is the same bit for bit.
 
     Args:
-        num_workers: threads that decode images (decoders work outside the interpreter's lock).
-        progress: called with (images decoded, images in all).
+        num_workers: processes that decode images and clean reports.
+        step: told of the steps that take long.
+        previous: an earlier store of the same code and size, whose images need not be decoded again.
+        largest_unreadable: share of a data set's images above which the work stops.
 
     Returns:
         The content of the manifest.
 
     Raises:
-        DataError: a table is broken, or more than 2 % of a data set's images are unreadable.
+        DataError: a table is broken, too many images are unreadable, or the disk is too small.
     """
-    present = {name for name in DATA_SETS if (root / name).is_dir()}
-    if not present:
-        raise DataError(f"{root}: none of {', '.join(DATA_SETS)} is there; set data.root to the folder that holds "
-                        "them, or make phantom data with `medst data phantom`")
-    for name in ("ms-cxr-t", "ms-cxr"):
-        if name in present and "mimic-cxr-jpg" not in present:
-            raise DataError(f"{root / name}: its images are those of MIMIC-CXR-JPG, but {root / 'mimic-cxr-jpg'} is "
-                            "missing; put it there")
-    name, is_credentialed = read_description(root)
-    work = _Building(root, folder, image_size, max(1, num_workers), progress)
+    require_companions(sources)
+    workers = Workers(max(1, num_workers))
+    work = _Building(sources, folder, image_size, workers, step or _silent, previous, largest_unreadable)
+    try:
+        return _build(work)
+    finally:
+        workers.close()
 
-    ms_cxr_t = read_ms_cxr_t(root) if "ms-cxr-t" in present else None
-    ms_cxr = read_ms_cxr(root) if "ms-cxr" in present else None
-    rsna = read_rsna(root) if "rsna" in present else None
-    covidx = read_covidx(root) if "covidx" in present else None
+
+def _build(work: _Building) -> dict[str, Any]:
+    sources = work.sources
+    places = {name: source.tables or source.folder for name, source in sources.sets.items()}
+    ms_cxr_t = read_ms_cxr_t(places["ms-cxr-t"]) if "ms-cxr-t" in places else None
+    ms_cxr = read_ms_cxr(places["ms-cxr"]) if "ms-cxr" in places else None
+    rsna = read_rsna(places["rsna"]) if "rsna" in places else None
+    covidx = None
+    if "covidx" in places:
+        covidx = read_covidx(places["covidx"], sources.sets["covidx"].version or "9A")
     references = _referenced_images(ms_cxr_t, ms_cxr)
-    mimic = read_mimic_cxr(root, references) if "mimic-cxr-jpg" in present else None
-    steps: list[tuple[str, int]] = []
-    if mimic is not None:
-        studies, caption_steps = with_captions(mimic.studies)
-        steps = [*mimic.steps, *caption_steps]
-        needed = _needed_images(mimic, studies, references)
-        work.num_images += len(needed)
-    for other in (rsna, covidx):
-        work.num_images += 0 if other is None else len(other.images)
+    corpus = read_corpus(sources, references)
 
-    if mimic is not None:
-        views, studies = _write_mimic(work, needed, studies)
+    steps: list[tuple[str, int]] = []
+    selection: dict[str, Any] = {}
+    if corpus is not None:
+        captions = write_captions(work.folder / "captions", corpus.studies, corpus.reports, work.workers,
+                                  work.step(f"reports of {sources.corpus}"))
+        steps = [*corpus.steps, *caption_steps(captions)]
+        needed = needed_images(corpus, captions, references)
+        _require_space(work, len(needed) + sum(len(other.images) for other in (rsna, covidx) if other is not None))
+        work.problems += [(str(sources.corpus), "table", problem) for problem in corpus.problems]
+        views, studies, is_readable = _write_corpus(work, corpus, captions, needed)
         steps.append(("studies with a readable frontal", len(studies)))
+        selection = count_selection(corpus.images, corpus.studies, captions.has_caption, is_readable,
+                                    _evaluated_patients(corpus, ms_cxr_t, ms_cxr))
         if ms_cxr_t is not None:
             work.problems += [("ms-cxr-t", "table", problem) for problem in ms_cxr_t.problems]
-            _write_ms_cxr_t(work, ms_cxr_t, views, mimic.studies)
+            _write_ms_cxr_t(work, ms_cxr_t, views, corpus.studies)
         if ms_cxr is not None:
             _write_ms_cxr(work, ms_cxr, views)
     if rsna is not None:
+        work.problems += [("rsna", "table", problem) for problem in rsna.problems]
         _write_rsna(work, rsna.images)
     if covidx is not None:
         work.problems += [("covidx", "table", problem) for problem in covidx.problems]
         _write_covidx(work, covidx.images)
     problems = pd.DataFrame(work.problems, columns=["data_set", "item", "reason"], dtype="str")
-    problems.to_parquet(folder / "problems.parquet", index=False)
+    problems.to_parquet(work.folder / "problems.parquet", index=False)
+    shutil.rmtree(work.folder / "captions", ignore_errors=True)
+    for journal in work.folder.glob("*.journal"):
+        journal.unlink()
     return {
-        "name": name, "is_credentialed": is_credentialed, "image_size": image_size,
-        "data_sets": sorted(present), "steps": [list(step) for step in steps], "counts": work.counts,
-        "num_problems": len(problems), "fingerprint": fingerprint(json.dumps(work.digests, sort_keys=True)),
+        "format": FORMAT, "name": sources.name, "is_credentialed": sources.is_credentialed,
+        "image_size": work.image_size, "data_sets": sorted(sources.sets), "corpus": sources.corpus or "",
+        "steps": [list(entry) for entry in steps], "selection": selection,
+        "notes": list(corpus.notes) if corpus is not None else [], "counts": work.counts, "digests": work.digests,
+        "num_problems": len(problems), "files": _checksums(work),
+        "fingerprint": fingerprint(json.dumps(work.digests, sort_keys=True)),
     }
 
 
-def read_description(root: Path) -> tuple[str, bool]:
-    """Name of the data and whether it is credentialed: dataset.json, absent means that it is."""
-    phantom = root / "phantom.json"
-    if phantom.is_file() and json.loads(phantom.read_text(encoding="utf-8")).get("complete") is not True:
-        raise DataError(f"{phantom}: the phantom was not written to its end; make it again with `medst data phantom`")
-    path = root / "dataset.json"
-    if not path.is_file():
-        return root.resolve().name, True
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-        name, is_credentialed = described["name"], described["credentialed"]
-        if not isinstance(name, str) or not isinstance(is_credentialed, bool):
-            raise TypeError("wrong types")
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(f'{path}: expected {{"name": "...", "credentialed": true or false}} ({error})') from None
-    return name, is_credentialed
+def read_corpus(sources: Sources, references: frozenset[str] = frozenset()) -> Corpus | None:
+    """The data set with reports, None without one.
+
+    Args:
+        references: dicom ids that tables upon MIMIC-CXR name.
+    """
+    name = sources.corpus
+    if name is None:
+        return None
+    source = sources.sets[name]
+    if name == "mimic-cxr-jpg":
+        return read_mimic_cxr(source.folder, source.reports, source.tables or None, references, source.is_partial)
+    if name == "open-i":
+        return read_open_i(source.folder, source.reports or source.folder)
+    if name == "covid-chestxray":
+        return read_covid_chestxray(source.folder)
+    assert name == "chexpert-plus", name
+    return read_chexpert_plus(source.tables or source.folder, source.folder)
+
+
+def caption_steps(captions: Captions) -> list[tuple[str, int]]:
+    return [("studies with a report", int(captions.has_report.sum())),
+            ("studies with a caption left after cleaning", int(captions.is_usable.sum()))]
+
+
+def needed_images(corpus: Corpus, captions: Captions, references: frozenset[str]) -> pd.DataFrame:
+    """Images that a trial can read: frontals and first lateral of the studies, and the referenced images.
+
+    Returns:
+        Rows of `corpus.images`, with their index there.
+    """
+    images = corpus.images.assign(image=np.arange(len(corpus.images)))
+    usable = corpus.studies["study_id"][captions.is_usable]
+    grouped = group_views(images[images["study_id"].isin(usable)])
+    is_frontal = images["view"].isin(FRONTAL_VIEWS) & images["study_id"].isin(grouped["study_id"])
+    is_needed = (is_frontal | images["dicom_id"].isin(references)).to_numpy(copy=True)
+    laterals = grouped["lateral"].to_numpy()
+    is_needed[laterals[laterals >= 0]] = True
+    return corpus.images[is_needed]
 
 
 def _referenced_images(ms_cxr_t: MsCxrT | None, ms_cxr: MsCxr | None) -> frozenset[str]:
@@ -159,61 +241,82 @@ def _referenced_images(ms_cxr_t: MsCxrT | None, ms_cxr: MsCxr | None) -> frozens
     return frozenset(ids)
 
 
-def with_captions(studies: pd.DataFrame) -> tuple[pd.DataFrame, list[tuple[str, int]]]:
-    """Cut the captions out of the reports, in both behaviours.
-
-    Args:
-        studies: as the reader gives them, with `report`.
-
-    Returns:
-        The studies that have a caption in both behaviours (so that both see the same pairs), with report_released and
-        report_corrected in place of `report`; and what remained after each step.
-    """
-    with_text = studies[studies["report"].notna()]
-    sections = [extract_sections(text) for text in with_text["report"]]
-    captions = {f"report_{behaviour}": [caption(own, behaviour) for own in sections] for behaviour in _BEHAVIOURS}
-    kept = with_text.drop(columns="report").assign(
-        **{name: pd.Series(texts, with_text.index, dtype="str") for name, texts in captions.items()})
-    kept = kept.dropna(subset=list(captions)).reset_index(drop=True)
-    return kept, [("studies with a report", len(with_text)), ("studies with a caption left after cleaning", len(kept))]
+def _evaluated_patients(corpus: Corpus, ms_cxr_t: MsCxrT | None, ms_cxr: MsCxr | None) -> frozenset[str]:
+    patients = set() if ms_cxr_t is None else set(ms_cxr_t.pairs["subject_id"])
+    if ms_cxr is not None:
+        is_named = corpus.images["dicom_id"].isin(ms_cxr.boxes["dicom_id"])
+        patients.update(corpus.images.loc[is_named, "subject_id"])
+    return frozenset(patients)
 
 
-def _needed_images(mimic: MimicCxr, studies: pd.DataFrame, references: frozenset[str]) -> pd.DataFrame:
-    """Images that a trial can read: frontals and first lateral of the studies, and the referenced images."""
-    images = mimic.images.assign(image=np.arange(len(mimic.images)))
-    grouped = group_views(images[images["study_id"].isin(studies["study_id"])])
-    rows = {row for column in ("frontal", "lateral") for row in grouped[column]}
-    rows.update(row for rows_of_study in grouped["other_frontals"] for row in rows_of_study)
-    is_needed = images["image"].isin(rows) | images["dicom_id"].isin(references)
-    return images[is_needed].drop(columns="image").reset_index(drop=True)
+def _require_space(work: _Building, num_images: int) -> None:
+    there = sum(path.stat().st_size for path in work.folder.glob("*_images.npy"))
+    needed, free = num_images * work.image_size**2 - there, shutil.disk_usage(work.folder).free
+    if needed > free:
+        raise DataError(f"{work.folder.parent}: the store needs {needed / 1e9:.1f} GB more ({num_images} images of "
+                        f"{work.image_size} pixels), {free / 1e9:.1f} GB are free; free some space, choose another "
+                        "folder or a smaller data.image_size")
 
 
-def _write_mimic(work: _Building, images: pd.DataFrame, studies: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    views = _write_images(work, "mimic", images)
+# ------------------------------------------------------------------------------------------------ corpus
+
+
+def _write_corpus(work: _Building, corpus: Corpus, captions: Captions,
+                  needed: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
+    """Images, views and studies; also which of `corpus.images` are readable as far as they were asked for."""
+    folder = work.sources.sets[str(work.sources.corpus)].folder
+    written = _write_images(
+        work, "mimic", needed, lambda start, stop: corpus.paths(needed.iloc[start:stop]), folder,
+        pd.Series(corpus.table, needed.index), _reused_images(work, needed))
+    views = needed.iloc[written["position"].to_numpy()].reset_index(drop=True)
+    views = views.assign(image=written["image"], width=written["width"], height=written["height"])
+    is_readable = np.ones(len(corpus.images), dtype=bool)
+    is_readable[needed.index[~np.isin(np.arange(len(needed)), written["position"])]] = False
     views = views[["image", "dicom_id", "study_id", "subject_id", "view", "is_view_stated", "width", "height"]]
-    grouped = group_views(views)
-    studies = studies.merge(grouped, on="study_id", how="inner", validate="one_to_one")
-    truth_path = work.root / "truth" / "studies.parquet"
-    truth = pd.read_parquet(truth_path) if truth_path.is_file() else pd.DataFrame({"study_id": []})
-    truth["study_id"] = truth["study_id"].astype("str")
-    known = truth[["study_id", *(column for column in ("sex", "age") if column in truth.columns)]]
-    studies = studies.merge(known, on="study_id", how="left", validate="one_to_one")
+    usable = corpus.studies.assign(caption=np.arange(len(corpus.studies)))[captions.is_usable]
+    studies = usable.merge(group_views(views), on="study_id", how="inner", validate="one_to_one")
+    truth = _study_truth(work)
+    if truth is not None:
+        known = truth[["study_id", *(column for column in ("sex", "age") if column in truth.columns)]]
+        studies = studies.merge(known, on="study_id", how="left", validate="one_to_one")
     studies["sex"] = studies["sex"].fillna("") if "sex" in studies.columns else ""
     studies["age"] = studies["age"].astype("float64") if "age" in studies.columns else np.nan
     labels = [column for column in studies.columns if column.startswith("label_")]
-    studies = studies[["subject_id", "study_id", "time", "split", "frontal", "frontal_view", "other_frontals",
-                       "lateral", "lateral_view", "report_released", "report_corrected", "sex", "age", *labels]]
     studies = studies.sort_values(["subject_id", "time", "study_id"]).reset_index(drop=True)
+    order = ["subject_id", "study_id", "time", "split", "frontal", "frontal_view", "other_frontals", "lateral",
+             "lateral_view", *COLUMNS, "sex", "age", *labels]
     work.write_table("mimic_views", views)
-    work.write_table("mimic_studies", studies)
-    if truth_path.is_file():
-        rows = pd.Series(studies.index, index=studies["study_id"])
-        truth.insert(0, "study", truth["study_id"].map(rows))
-        truth = truth.dropna(subset="study").astype({"study": "int64"}).sort_values("study")
-        work.write_table("mimic_study_truth", truth.drop(columns=["study_id", "subject_id"], errors="ignore"))
-        findings = pd.read_parquet(work.root / "truth" / "findings.parquet")
-        work.write_table("mimic_findings", _place_boxes(work, _with_images(work, "truth", findings, views)))
-    return views, studies
+    _write_studies(work, studies, captions, order)
+    if truth is not None:
+        _write_truth(work, truth, studies, views)
+    return views, studies, is_readable
+
+
+def _write_studies(work: _Building, studies: pd.DataFrame, captions: Captions, order: list[str]) -> None:
+    """The table of studies with their captions, which are read and written in pieces."""
+    texts = {name: pd.Series("", studies.index, dtype="str") for name in COLUMNS}
+    schema = pa.Schema.from_pandas(studies.assign(**texts)[order], preserve_index=False)
+    chunks = (
+        pd.concat([part.reset_index(drop=True), captions.read(part["caption"].to_numpy())], axis=1)[order]
+        for start in range(0, max(len(studies), 1), _ROWS_PER_CHUNK)
+        for part in [studies.iloc[start:start + _ROWS_PER_CHUNK]])
+    work.write_chunks("mimic_studies", schema, chunks, len(studies))
+
+
+def _study_truth(work: _Building) -> pd.DataFrame | None:
+    path = Path(work.sources.truth) / "studies.parquet"
+    if not work.sources.truth or not path.is_file():
+        return None
+    return pd.read_parquet(path).astype({"study_id": "str"})
+
+
+def _write_truth(work: _Building, truth: pd.DataFrame, studies: pd.DataFrame, views: pd.DataFrame) -> None:
+    rows = pd.Series(studies.index, index=studies["study_id"])
+    truth.insert(0, "study", truth["study_id"].map(rows))
+    truth = truth.dropna(subset="study").astype({"study": "int64"}).sort_values("study")
+    work.write_table("mimic_study_truth", truth.drop(columns=["study_id", "subject_id"], errors="ignore"))
+    findings = pd.read_parquet(Path(work.sources.truth) / "findings.parquet")
+    work.write_table("mimic_findings", _place_boxes(work, _with_images(work, "truth", findings, views)))
 
 
 def _with_images(work: _Building, data_set: str, frame: pd.DataFrame, views: pd.DataFrame) -> pd.DataFrame:
@@ -257,80 +360,121 @@ def _write_ms_cxr(work: _Building, ms_cxr: MsCxr, views: pd.DataFrame) -> None:
     work.write_table("ms_cxr", _place_boxes(work, boxes.drop(columns=["image_width", "image_height"])))
 
 
+# ------------------------------------------------------------------------------------------------ tasks
+
+
 def _write_rsna(work: _Building, images: pd.DataFrame) -> None:
-    frame = _write_images(work, "rsna", images)
+    if _take_over(work, "rsna"):
+        return
+    frame = _write_paths(work, "rsna", images.assign(table="stage_2_train_labels.csv"))
     fractions = [square_box(np.reshape(boxes, (-1, 4)), width, height, work.image_size).tolist()
                  for boxes, width, height in zip(frame["boxes"], frame["width"], frame["height"], strict=True)]
     is_stated = frame["stated_view"].isin(FRONTAL_VIEWS)
+    frame["patient_id"] = as_nih_patients(frame["patient_id"], _nih_patients(work))
     frame = frame.assign(boxes=fractions, view=frame["stated_view"].where(is_stated, "PA"), is_view_stated=is_stated)
     work.write_table("rsna", frame[["image", "patient_id", "target", "boxes", "view", "is_view_stated"]])
 
 
 def _write_covidx(work: _Building, images: pd.DataFrame) -> None:
-    frame = _write_images(work, "covidx", images)
+    if _take_over(work, "covidx"):
+        return
+    frame = _write_paths(work, "covidx", images)
+    frame["patient_id"] = as_nih_patients(frame["patient_id"], _nih_patients(work))
+    squares = np.load(work.folder / "covidx_images.npy", mmap_mode="r")
+    frame["patient_id"], num_twins = join_twins(squares, frame["patient_id"])
+    if num_twins:
+        work.problems.append(("covidx", "table", f"{num_twins} images are the same radiograph as an earlier one under "
+                                                 "another patient id; their patients count as one"))
     work.write_table("covidx", frame[["image", "patient_id", "label", "source", "split"]])
 
 
-def _decode(paths: Sequence[str], size: int, num_workers: int) -> Iterator[SquareImage | ImageError]:
-    """Decoded images in the order of the paths, blocks of them at a time."""
-    def attempt(path: str) -> SquareImage | ImageError:
+def _nih_patients(work: _Building) -> dict[str, str]:
+    """Patients behind RSNA's image ids, which COVIDx uses too: from RSNA's mapping where it was put into either."""
+    found: dict[str, str] = {}
+    for name in ("covidx", "rsna"):
+        if name in work.sources.sets:
+            found |= read_nih_patients(work.sources.sets[name].folder)
+    return found
+
+
+def _write_paths(work: _Building, name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """Decode the images of `frame.path`: the readable rows, with image, width, height and stated_view."""
+    files = list(frame["path"])
+    written = _write_images(work, name, frame, lambda start, stop: files[start:stop], work.sources.sets[name].folder,
+                            frame["table"])
+    readable = frame.iloc[written["position"].to_numpy()].reset_index(drop=True)
+    return pd.concat([written[["image"]], readable, written[["width", "height", "stated_view"]]], axis=1)
+
+
+# ------------------------------------------------------------------------------------------------ images
+
+
+def _write_images(work: _Building, name: str, frame: pd.DataFrame, paths_of: Callable[[int, int], list[str]],
+                  folder: str, tables: pd.Series, reuse: Reuse | None = None) -> pd.DataFrame:
+    """Decode the images of the rows of `frame` into `<name>_images.npy`; see `ArrayContent.table`."""
+    progress = work.step(f"images of {work.sources.corpus if name == 'mimic' else name}")
+    total = len(frame)
+    rows = frame["row"].to_numpy()
+
+    def item(position: int) -> str:
+        return work.item(str(tables.iloc[position]), int(rows[position]), paths_of(position, position + 1)[0], folder)
+
+    def on_block(content: ArrayContent) -> None:
+        if len(content.failures) > work.largest_unreadable * total:
+            first = "".join(f"\n  {item(position)}: {reason}" for position, reason in content.failures[:5])
+            raise DataError(
+                f"{len(content.failures)} of the first {content.num_done} images of {name} are unreadable, more than "
+                f"{work.largest_unreadable:.0%} of all {total}; complete the download, or allow it with --partial "
+                f"(absent images) or --largest-unreadable. The first ones:{first}")
+        progress(content.num_done, total)
+
+    content = write_array(work.folder / f"{name}_images.npy", total, work.image_size, paths_of, work.workers, on_block,
+                          reuse)
+    work.problems += [(name, item(position), reason) for position, reason in content.failures]
+    work.digests[f"{name}_images"] = content.digest
+    table = content.table()
+    work.counts[f"{name}_images"] = len(table)
+    return table
+
+
+def _reused_images(work: _Building, needed: pd.DataFrame) -> Reuse | None:
+    """Images of an earlier store that need not be decoded again."""
+    if work.previous is None or not (work.previous / "mimic_views.parquet").is_file():
+        return None
+    table = pd.read_parquet(work.previous / "mimic_views.parquet", columns=["dicom_id", "image", "width", "height"])
+    rows = needed["dicom_id"].map(pd.Series(table["image"].to_numpy(), index=table["dicom_id"]))
+    row_of = rows.fillna(-1).astype("int64").to_numpy()
+    squares = np.load(work.previous / "mimic_images.npy", mmap_mode="r")
+    return Reuse(squares, table, lambda start, stop: row_of[start:stop])
+
+
+def _take_over(work: _Building, name: str) -> bool:
+    """Use the files of a data set that an earlier store has from the same raw files."""
+    if work.previous is None:
+        return False
+    manifest = json.loads((work.previous / "manifest.json").read_text(encoding="utf-8"))
+    earlier = Sources.from_json(manifest["sources"])
+    if name not in earlier.sets or earlier.sets[name] != work.sources.sets[name]:
+        return False
+    for part in (f"{name}.parquet", f"{name}_images.npy"):
+        target = work.folder / part
+        target.unlink(missing_ok=True)
         try:
-            return read_square_image(path, size)
-        except ImageError as error:
-            return error
-
-    if num_workers == 1:
-        yield from map(attempt, paths)
-        return
-    with ThreadPoolExecutor(num_workers) as executor:
-        for start in range(0, len(paths), _IMAGES_PER_BLOCK):
-            yield from executor.map(attempt, paths[start:start + _IMAGES_PER_BLOCK])
-
-
-def _write_images(work: _Building, name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """Decode the images of `frame.path` into `<name>_images.npy`.
-
-    Returns:
-        The rows whose image could be read, with `image` (row of the array), `width`, `height` of the original and
-        `stated_view` of a DICOM.
-    """
-    size = work.image_size
-    digest = hashlib.sha256()
-    is_readable = np.zeros(len(frame), dtype=bool)
-    decoded: list[tuple[int, int, str]] = []
-    failures: list[str] = []
-    with open(work.folder / f"{name}_images.npy", "wb") as file:
-        # numpy reserves room in the header for a longer first axis, so that it can be rewritten at the end.
-        _write_header(file, len(frame), size)
-        for row, image in enumerate(_decode(list(frame["path"]), size, work.num_workers)):
-            if isinstance(image, ImageError):
-                path = Path(frame["path"].iloc[row])
-                failures.append(f"{path}: {image}")
-                work.problems.append((name, str(path.relative_to(work.root)), str(image)))
-                if len(failures) > LARGEST_UNREADABLE_SHARE * len(frame):
-                    raise DataError(
-                        f"{len(failures)} of the first {row + 1} images of {name} are unreadable, more than "
-                        f"{LARGEST_UNREADABLE_SHARE:.0%} of all {len(frame)}; complete the download. The first ones:"
-                        + "".join(f"\n  {failure}" for failure in failures[:5]))
-            else:
-                pixels = image.pixels.tobytes()
-                file.write(pixels)
-                digest.update(pixels)
-                is_readable[row] = True
-                decoded.append((image.width, image.height, image.view))
-            work.num_done += 1
-            if work.progress is not None and (work.num_done % 50 == 0 or work.num_done == work.num_images):
-                work.progress(work.num_done, work.num_images)
-        file.seek(0)
-        _write_header(file, len(decoded), size)
-    work.digests[f"{name}_images"] = digest.hexdigest()
-    work.counts[f"{name}_images"] = len(decoded)
-    readable = frame[is_readable].reset_index(drop=True)
-    sizes = pd.DataFrame(decoded, columns=["width", "height", "stated_view"])
-    return pd.concat([pd.DataFrame({"image": np.arange(len(decoded))}), readable, sizes], axis=1)
+            os.link(work.previous / part, target)
+        except OSError:
+            # Not every file system has hard links.
+            shutil.copyfile(work.previous / part, target)
+    for part in (name, f"{name}_images"):
+        work.digests[part] = manifest["digests"][part]
+        work.counts[part] = manifest["counts"][part]
+    problems = pd.read_parquet(work.previous / "problems.parquet")
+    own = problems[(problems["data_set"] == name) & ~problems["reason"].isin([text for _, _, text in work.problems])]
+    work.problems += [(row.data_set, row.item, row.reason) for row in own.itertuples()]
+    return True
 
 
-def _write_header(file: Any, num_images: int, size: int) -> None:
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False,
-               "shape": (num_images, size, size)})
+def _checksums(work: _Building) -> dict[str, dict[str, Any]]:
+    """Size and hash of every file; arrays by the hash of their pixels, which is known already."""
+    return {path.name: {"bytes": path.stat().st_size,
+                        "sha256": work.digests[path.stem] if path.suffix == ".npy" else hash_file(path)}
+            for path in sorted(work.folder.iterdir()) if path.suffix in (".npy", ".parquet")}

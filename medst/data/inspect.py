@@ -7,7 +7,8 @@ data that are not credentialed name files), models, scores.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,17 @@ import pandas as pd
 
 from medst.config import DataConfig
 from medst.data.batch import VIEWS
-from medst.data.building import DATA_SETS, read_description, with_captions
-from medst.data.readers import DataError, read_covidx, read_mimic_cxr, read_ms_cxr, read_ms_cxr_t, read_rsna
-from medst.data.readers.mimic_cxr import LABELS, SPLITS, group_views, label_column
+from medst.data.building import caption_steps, read_corpus
+from medst.data.captions import write_captions
+from medst.data.readers import DataError, read_covidx, read_ms_cxr, read_ms_cxr_t, read_rsna
+from medst.data.readers.corpus import LABELS, SPLITS, label_column
+from medst.data.readers.mimic_cxr import group_views
 from medst.data.readers.ms_cxr_t import FINDINGS, PROGRESSIONS
-from medst.data.store import open_store
+from medst.data.selection import Step
+from medst.data.sources import DATA_SETS, sources_of_root
+from medst.data.store import Store, is_store, open_store
+from medst.data.support import limits
+from medst.data.workers import Workers
 
 _PUBLISHED_VIEWS = {"AP": 0.390, "PA": 0.255, "LL": 0.093, "LATERAL": 0.220}
 """Shares of the 377 110 images of MIMIC-CXR-JPG 2.0.0 (its metadata file)."""
@@ -39,7 +46,7 @@ def inspect(path: str | Path) -> str:
         DataError: the folder is neither, or a table in it is broken.
     """
     path = Path(path)
-    if (path / "manifest.json").is_file():
+    if is_store(path):
         return _inspect_store(path)
     if any((path / name).is_dir() for name in DATA_SETS):
         return _inspect_root(path)
@@ -53,9 +60,11 @@ def _inspect_store(path: Path) -> str:
                                   crop_size=manifest["image_size"]))
     lines = [_title(store.name, store.is_credentialed),
              f"prepared store, {store.image_size} x {store.image_size} pixels, fingerprint {store.fingerprint}"]
+    lines += describe_limits(store)
     if store.mimic is not None:
         studies = store.mimic.studies
-        lines += _steps(store.steps)
+        lines += _steps(store.corpus, store.steps)
+        lines += describe_selection(store.selection)
         lines += _describe_studies(studies.assign(has_lateral=studies["lateral"] >= 0), store.mimic.views["view"])
     if store.ms_cxr_t is not None:
         lines += _describe_pairs(store.ms_cxr_t.pairs, store.ms_cxr_t.sentences)
@@ -69,39 +78,65 @@ def _inspect_store(path: Path) -> str:
 
 
 def _inspect_root(root: Path) -> str:
-    name, is_credentialed = read_description(root)
-    present = {data_set for data_set in DATA_SETS if (root / data_set).is_dir()}
-    lines = [_title(name, is_credentialed), "raw files (images are not decoded; a prepared store knows more)"]
+    sources = sources_of_root(root)
+    lines = [_title(sources.name, sources.is_credentialed),
+             "raw files (images are not decoded; a prepared store knows more)"]
+    places = {data_set: source.folder for data_set, source in sources.sets.items()}
     problems: list[tuple[str, str, str]] = []
-    if "mimic-cxr-jpg" in present:
-        mimic = read_mimic_cxr(root)
-        studies, caption_steps = with_captions(mimic.studies)
-        lines += _steps([*mimic.steps, *caption_steps])
-        images = mimic.images.assign(image=np.arange(len(mimic.images)))
+    corpus = read_corpus(sources)
+    if corpus is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            captions = write_captions(Path(folder), corpus.studies, corpus.reports, Workers(1), None)
+            rows = np.flatnonzero(captions.is_usable)
+            studies = pd.concat([corpus.studies.iloc[rows].reset_index(drop=True), captions.read(rows)], axis=1)
+        lines += _steps(str(sources.corpus), [*corpus.steps, *caption_steps(captions)])
+        images = corpus.images.assign(image=np.arange(len(corpus.images)))
         studies = studies.merge(group_views(images), on="study_id", how="inner")
-        lines += _describe_studies(studies.assign(has_lateral=studies["lateral"] >= 0), mimic.images["view"])
-    if "ms-cxr-t" in present:
-        ms_cxr_t = read_ms_cxr_t(root)
+        lines += _describe_studies(studies.assign(has_lateral=studies["lateral"] >= 0), corpus.images["view"])
+        lines += _describe_notes(corpus.notes)
+        problems += [(str(sources.corpus), "table", problem) for problem in corpus.problems]
+    if "ms-cxr-t" in places:
+        ms_cxr_t = read_ms_cxr_t(places["ms-cxr-t"])
         lines += _describe_pairs(ms_cxr_t.pairs, ms_cxr_t.sentences)
         problems += [("ms-cxr-t", "table", problem) for problem in ms_cxr_t.problems]
-    if "ms-cxr" in present:
-        lines += _describe_boxes(read_ms_cxr(root).boxes)
-    if "rsna" in present:
-        lines += _describe_rsna(read_rsna(root).images)
-    if "covidx" in present:
-        covidx = read_covidx(root)
+    if "ms-cxr" in places:
+        lines += _describe_boxes(read_ms_cxr(places["ms-cxr"]).boxes)
+    if "rsna" in places:
+        lines += _describe_rsna(read_rsna(places["rsna"]).images)
+    if "covidx" in places:
+        covidx = read_covidx(places["covidx"])
         lines += _describe_covidx(covidx.images)
         problems += [("covidx", "table", problem) for problem in covidx.problems]
     table = pd.DataFrame(problems, columns=["data_set", "item", "reason"], dtype="str")
-    return "\n".join([*lines, *_describe_problems(table, is_credentialed)]) + "\n"
+    return "\n".join([*lines, *_describe_problems(table, sources.is_credentialed)]) + "\n"
 
 
 def _title(name: str, is_credentialed: bool) -> str:
     return f"{name}{' (credentialed: text, images and ids stay at home)' if is_credentialed else ''}"
 
 
-def _steps(steps: Sequence[tuple[str, int]]) -> list[str]:
-    return _section("MIMIC-CXR, what remains after each step", [(step, f"{count:,}") for step, count in steps])
+def _steps(corpus: str, steps: Sequence[tuple[str, int]]) -> list[str]:
+    return _section(f"{corpus}, what remains after each step", [(step, f"{count:,}") for step, count in steps])
+
+
+def describe_selection(selection: Mapping[str, Sequence[Step]]) -> list[str]:
+    """What enters training under each rule, step by step."""
+    lines = []
+    for rule, steps in selection.items():
+        lines += _section(f"Selection {rule}: patients, studies, images that are left", [
+            (step, f"{patients:>8,} {studies:>8,} {images:>8,}") for step, patients, studies, images in steps])
+    return lines
+
+
+def describe_limits(store: Store) -> list[str]:
+    """What the store cannot support, and what must be known of its corpus."""
+    found = limits(store)
+    lines = _section("What this store cannot support", [(limit, "") for limit in found]) if found else []
+    return lines + _describe_notes(store.notes)
+
+
+def _describe_notes(notes: Sequence[str]) -> list[str]:
+    return _section("To be known", [(note, "") for note in notes]) if notes else []
 
 
 def _describe_studies(studies: pd.DataFrame, views: pd.Series) -> list[str]:

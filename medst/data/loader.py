@@ -23,6 +23,7 @@ from torch import Tensor
 from medst.config import Config, stream_seed
 from medst.data.batch import VIEWS, Batch
 from medst.data.store import MimicStore, Store
+from medst.data.support import check_support
 from medst.data.tokenizer import CaptionArrays, Tokenizer
 
 _VIEW_CODE = {view: code for code, view in enumerate(VIEWS)}
@@ -127,9 +128,11 @@ class TrainLoader:
 
         Raises:
             LoaderError: the store lacks training pairs, or does not fit the config.
+            SupportError: the data lack what the config wants to train on.
         """
         self._rank = rank
         self._mimic = _checked(store, tokenizer, config)
+        check_support(store, config)
         self._config = config
         self._device = torch.device(device)
         kept_studies = _training_studies(self._mimic, config)

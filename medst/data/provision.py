@@ -6,17 +6,14 @@ either is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
 
 from medst.config import DataConfig
+from medst.data.building import Step
 from medst.data.phantom import PRESETS, PhantomConfig, generate, read_phantom_config
 from medst.data.store import Store, prepare, store_path
-
-Step = Callable[[str], Callable[[int, int], None]]
-"""Told what begins; returns what is told (done, in all)."""
 
 
 def phantom_of(root: Path) -> PhantomConfig | None:
@@ -36,7 +33,7 @@ def provide(data: DataConfig, num_workers: int, step: Step) -> Store:
     A store without its raw files is taken as it is. A second process that wants the same data waits.
 
     Args:
-        num_workers: processes that write a phantom, threads that decode images.
+        num_workers: processes that write a phantom, decode images and clean reports.
         step: told of each step that may take long.
 
     Raises:
@@ -49,4 +46,4 @@ def provide(data: DataConfig, num_workers: int, step: Step) -> Store:
         root.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{root}.lock"):
             generate(phantom, root, num_workers=num_workers, progress=step(f"phantom '{root.name}'"))
-    return prepare(data, num_workers, step(f"store of {root.name}"))
+    return prepare(data, num_workers, step)

@@ -1,7 +1,10 @@
 """The prepared store: what every trial reads, built once from the raw files and shared by all trials.
 
-What lives here: building under a lock, opening, and the carriers of the opened tables. What must not: reading of
-raw files (`building`), choices of an experiment, batches.
+What lives here: building under a lock, opening, verifying, and the carriers of the opened tables. What must not:
+reading of raw files (`building`), choices of an experiment, batches.
+
+A store is made in one of two ways: beside a data root that holds all data sets, as a cache that follows the root; or
+in a folder of its own from data sets that lie apart, one after the other. Both are the same folder of files.
 
 Legend: N images, S side of the square images.
 """
@@ -12,8 +15,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,18 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from medst.config import DataConfig, fingerprint, hash_file, syntax_fingerprint
+from medst.config import DataConfig, hash_file, syntax_fingerprint
 from medst.data import building
+from medst.data.building import LARGEST_UNREADABLE_SHARE, Step
+from medst.data.image_array import hash_pixels
 from medst.data.readers import DataError
 from medst.data.readers.ms_cxr_t import FINDINGS
+from medst.data.sources import Source, Sources, sources_of_root
+
+MANIFEST = "manifest.json"
+"""Written last: a folder with it is a whole store."""
+PURPOSE = "purpose.json"
+"""In an unfinished store: what it is made from, by which code."""
 
 
 class StoreError(ValueError):
@@ -33,7 +44,7 @@ class StoreError(ValueError):
 
 @dataclass(frozen=True)
 class MimicStore:
-    """Images and studies for training and evaluation."""
+    """Images and studies for training and evaluation: MIMIC-CXR, or another collection with reports in its place."""
 
     images: np.ndarray
     """(N, S, S) uint8, memory-mapped."""
@@ -95,7 +106,7 @@ class Store:
     is_credentialed: bool
     image_size: int
     steps: tuple[tuple[str, int], ...]
-    """What remained of MIMIC-CXR after each step of selection, in order."""
+    """What remained of the corpus after each step of selection, in order."""
     problems: pd.DataFrame
     """data_set, item, reason: files and rows that were left out. Items name raw files: keep them at home."""
     mimic: MimicStore | None
@@ -103,21 +114,36 @@ class Store:
     ms_cxr: MsCxrStore | None
     rsna: RsnaStore | None
     covidx: CovidxStore | None
+    selection: Mapping[str, list[tuple[str, int, int, int]]] = field(default_factory=dict)
+    """Rule (`as published`, `corrected`) -> step, patients, studies, images that enter training."""
+    corpus: str = ""
+    """The data set with reports: mimic-cxr-jpg, open-i, ...; empty without one."""
+    notes: tuple[str, ...] = ()
+    """What must be known about the meaning of the corpus."""
 
 
 def store_path(data: DataConfig) -> Path:
-    """Folder of the store that a config means."""
-    return Path(data.store) if data.store is not None else Path(data.root) / f"store-{data.image_size}"
+    """Folder of the store that a config means: `data.root` itself may be a store."""
+    if data.store is not None:
+        return Path(data.store)
+    if is_store(Path(data.root)):
+        return Path(data.root)
+    return Path(data.root) / f"store-{data.image_size}"
 
 
-def prepare(data: DataConfig, num_workers: int = 1, progress: Callable[[int, int], None] | None = None) -> Store:
+def is_store(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+def prepare(data: DataConfig, num_workers: int = 1, step: Step | None = None) -> Store:
     """Open the store, building it first where it is missing or made from other raw files or by other code.
 
-    The store is built in a temporary folder and renamed, under a lock that keeps a second process waiting.
+    The store is built in a folder beside its place and renamed, under a lock that keeps a second process waiting. A
+    killed building goes on where it stopped.
 
     Args:
-        num_workers: threads that decode images.
-        progress: called with (images decoded, images in all).
+        num_workers: processes that decode images and clean reports.
+        step: told of the steps that take long.
 
     Raises:
         StoreError: the store's place holds something else, cannot be written or was made for another image size.
@@ -133,12 +159,45 @@ def prepare(data: DataConfig, num_workers: int = 1, progress: Callable[[int, int
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.is_dir() or _staleness(path, data) is not None:
-                _replace(path, data, num_workers, progress)
+                _build(path, sources_of_root(Path(data.root)), data.image_size, num_workers, step, is_cache=True)
             return _open(path)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
-            raise
-        raise StoreError(f"{path}: the store cannot be written ({error}); set data.store to another folder") from None
+        raise _explained(error, path) from None
+
+
+def prepare_set(out: Path, name: str, source: Source, *, image_size: int, is_credentialed: bool, num_workers: int = 1,
+                step: Step | None = None, largest_unreadable: float = LARGEST_UNREADABLE_SHARE) -> Store:
+    """Put one data set into the store `out`, which may hold others already.
+
+    What the store holds stays as it is; only what depends on the new files is made. A killed building goes on where it
+    stopped.
+
+    Args:
+        name: one of DATA_SETS.
+        image_size: side of the squares; that of the store, if it exists.
+        is_credentialed: whether text, images and ids must stay at home; one such data set makes the store so.
+
+    Raises:
+        StoreError: `out` holds something else or other sizes, or cannot be written.
+        DataError: the raw files are missing or broken.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{out}.lock"):
+            sources = Sources(out.name, False, {})
+            if out.is_dir():
+                manifest = _checked_manifest(out, image_size)
+                sources = Sources.from_json(manifest["sources"])
+            wanted = sources.with_set(name, source, is_credentialed)
+            is_current = out.is_dir() and (
+                manifest["preparation"] == _preparation_fingerprint() and wanted.to_json() == sources.to_json()
+                and manifest["raw_signature"] == wanted.signature())
+            if not is_current:
+                _build(out, wanted, image_size, num_workers, step, is_cache=False,
+                       largest_unreadable=largest_unreadable)
+            return _open(out)
+    except OSError as error:
+        raise _explained(error, out) from None
 
 
 def open_store(data: DataConfig) -> Store:
@@ -156,66 +215,107 @@ def open_store(data: DataConfig) -> Store:
     return _open(path)
 
 
+def verify(path: Path) -> list[str]:
+    """Compare every file of a store with the size and hash that it had when it was made, and every row with its image.
+
+    Returns:
+        What is wrong; nothing for a whole store.
+
+    Raises:
+        StoreError: it is no store.
+    """
+    manifest = _read_manifest(path)
+    wrong = []
+    for name, expected in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            wrong.append(f"{name}: missing")
+        elif file.stat().st_size != expected["bytes"]:
+            wrong.append(f"{name}: {file.stat().st_size} bytes instead of {expected['bytes']}")
+        elif (hash_pixels(file) if file.suffix == ".npy" else hash_file(file)) != expected["sha256"]:
+            wrong.append(f"{name}: its content has changed")
+    if not wrong:
+        store = _open(path)
+        for table, images in (("mimic", store.mimic), ("rsna", store.rsna), ("covidx", store.covidx)):
+            if images is not None:
+                rows = images.views["image"] if isinstance(images, MimicStore) else images.table["image"]
+                if len(rows) != len(images.images) or not np.array_equal(rows, np.arange(len(rows))):
+                    wrong.append(f"{table}: the table does not name every image once")
+    return wrong
+
+
+def _explained(error: OSError, path: Path) -> Exception:
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
+        return StoreError(f"{path}: the store cannot be written ({error}); set data.store to another folder")
+    return error
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         raise StoreError(f"{path}: no readable manifest.json in it, so it is no store; move it away, or set data.store "
                          "to another folder") from None
+    return manifest
+
+
+def _checked_manifest(path: Path, image_size: int) -> dict[str, Any]:
+    manifest = _read_manifest(path)
+    if manifest["image_size"] != image_size:
+        raise StoreError(f"{path}: the store holds images of {manifest['image_size']} pixels, data.image_size is "
+                         f"{image_size}; set one like the other, or data.store to another folder")
     return manifest
 
 
 def _staleness(path: Path, data: DataConfig) -> str | None:
     """Why an existing store may not be used, None where it may.
 
-    A store whose raw files are not on this machine is taken as it is.
+    A store whose raw files are not on this machine is taken as it is, and so is one that was made from data sets that
+    lie apart: it changes by command only.
     """
-    manifest = _read_manifest(path)
-    if manifest["image_size"] != data.image_size:
-        raise StoreError(f"{path}: the store holds images of {manifest['image_size']} pixels, data.image_size is "
-                         f"{data.image_size}; set one like the other, or data.store to another folder")
+    manifest = _checked_manifest(path, data.image_size)
+    if manifest.get("format") != building.FORMAT:
+        return "it has the format of another version"
+    if not manifest["is_cache"]:
+        return None
     if manifest["preparation"] != _preparation_fingerprint():
         return "the code that prepares data has changed since it was made"
-    if Path(data.root).is_dir() and manifest["raw_signature"] != _raw_signature(Path(data.root)):
+    root = Path(data.root)
+    if root.is_dir() and not is_store(root) and manifest["raw_signature"] != sources_of_root(root).signature():
         return f"the raw files in {data.root} have changed since it was made"
     return None
 
 
 def _preparation_fingerprint() -> str:
     folder = Path(__file__).parent
-    return syntax_fingerprint([*sorted((folder / "readers").glob("*.py")), folder / "building.py", folder / "images.py",
-                               folder / "report_text.py"])
+    names = ("building", "captions", "image_array", "images", "report_text", "sources", "twins", "workers")
+    return syntax_fingerprint([*sorted((folder / "readers").glob("*.py")), *(folder / f"{name}.py" for name in names)])
 
 
-def _raw_signature(root: Path) -> str:
-    """Hash of the tables and descriptions of a data root, not of its images and reports: cheap, and independent of
-    where and when they were copied."""
-    paths = [root / "dataset.json", root / "phantom.json"]
-    for folder in (*building.DATA_SETS, "truth"):
-        for pattern in ("*.csv", "*.csv.gz", "*.txt", "*.parquet"):
-            paths += sorted((root / folder).glob(pattern))
-    return fingerprint("\n".join(f"{path.relative_to(root).as_posix()} {hash_file(path)}"
-                                 for path in paths if path.is_file()))
-
-
-def _replace(path: Path, data: DataConfig, num_workers: int, progress: Callable[[int, int], None] | None) -> None:
-    root = Path(data.root)
-    temporary, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
-    for left_over in (temporary, old):
-        shutil.rmtree(left_over, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        # The signature is taken first: files that change meanwhile make the store stale, not silently wrong.
-        origin = {"raw_signature": _raw_signature(root), "preparation": _preparation_fingerprint()}
-        manifest = {**building.build(root, temporary, data.image_size, num_workers, progress), **origin}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        if path.is_dir():
-            # Processes that have the old files mapped keep them until they close.
-            os.replace(path, old)
-        os.replace(temporary, path)
-    finally:
-        for left_over in (temporary, old):
-            shutil.rmtree(left_over, ignore_errors=True)
+def _build(path: Path, sources: Sources, image_size: int, num_workers: int, step: Step | None, *, is_cache: bool,
+           largest_unreadable: float = LARGEST_UNREADABLE_SHARE) -> None:
+    """Make the store in a folder beside its place, which a killed call leaves for the next, and rename it."""
+    partial, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    # The signature is taken first: files that change meanwhile make the store stale, not silently wrong.
+    origin = {"raw_signature": sources.signature(), "preparation": _preparation_fingerprint(), "is_cache": is_cache,
+              "sources": sources.to_json()}
+    purpose = json.dumps([origin["raw_signature"], origin["preparation"], image_size])
+    if not (partial / PURPOSE).is_file() or (partial / PURPOSE).read_text(encoding="utf-8") != purpose:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        (partial / PURPOSE).write_text(purpose, encoding="utf-8")
+    # Images of a store that follows a root may have changed with it.
+    is_reusable = not is_cache and path.is_dir() and _read_manifest(path)["preparation"] == origin["preparation"]
+    manifest = {**building.build(sources, partial, image_size, num_workers, step, path if is_reusable else None,
+                                 largest_unreadable), **origin}
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    (partial / PURPOSE).unlink()
+    if path.is_dir():
+        # Processes that have the old files mapped keep them until they close.
+        os.replace(path, old)
+    os.replace(partial, path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _open(path: Path) -> Store:
@@ -239,10 +339,12 @@ def _open(path: Path) -> Store:
         path=path, fingerprint=manifest["fingerprint"], name=manifest["name"],
         is_credentialed=manifest["is_credentialed"], image_size=manifest["image_size"],
         steps=tuple((step, remaining) for step, remaining in manifest["steps"]), problems=table("problems"),
+        selection={rule: [tuple(row) for row in rows] for rule, rows in manifest["selection"].items()},
+        corpus=manifest["corpus"], notes=tuple(manifest["notes"]),
         mimic=MimicStore(images("mimic"), table("mimic_views"), table("mimic_studies"),
                          table("mimic_findings") if has_truth else None,
                          table("mimic_study_truth") if has_truth else None)
-        if "mimic-cxr-jpg" in present else None,
+        if manifest["corpus"] else None,
         ms_cxr_t=MsCxrTStore(pairs(), table("ms_cxr_t_sentences")) if "ms-cxr-t" in present else None,
         ms_cxr=MsCxrStore(table("ms_cxr")) if "ms-cxr" in present else None,
         rsna=RsnaStore(images("rsna"), table("rsna")) if "rsna" in present else None,

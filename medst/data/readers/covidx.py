@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from medst.data.readers.corpus import first_file
 from medst.data.readers.tables import DataError
 
 ORIGIN = ("COVIDx: images from https://www.kaggle.com/datasets/andyczhao/covidx-cxr2, split files from "
@@ -24,13 +25,14 @@ class Covidx:
     """Images of both splits."""
 
     images: pd.DataFrame
-    """patient_id, label, source, split (train | test), path; in file order, training images first."""
+    """patient_id, label, source, split (train | test), path, table, row (of the split file, from 0); in file order,
+    training images first."""
     problems: tuple[str, ...]
     """Lines that were left out, with the reason."""
 
 
 def read_split_file(path: Path) -> pd.DataFrame:
-    """Rows of one split file: patient_id, file, label, source.
+    """Rows of one split file: patient_id, file, label, source, row.
 
     A row is `patient file class [source]`; the source is missing in some rows, and a patient id may hold spaces, so
     the class word is looked for from the right. The class is kept as written: `positive` and `negative` of the
@@ -41,7 +43,7 @@ def read_split_file(path: Path) -> pd.DataFrame:
         DataError: the file is missing, or a row has no class word.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         others = sorted(other.name for other in path.parent.glob("*COVIDx*.txt"))
         seen = f"; there are: {', '.join(others)}" if others else ""
@@ -58,30 +60,37 @@ def read_split_file(path: Path) -> pd.DataFrame:
                             f"one of {', '.join(_CLASS_WORDS)} is expected")
         source = tokens[position + 1] if position + 1 < len(tokens) else ""
         rows.append((" ".join(tokens[:position - 1]), tokens[position - 1], tokens[position],
-                     "rsna" if source == "rnsa" else source))
-    frame = pd.DataFrame(rows, columns=["patient_id", "file", "label", "source"], dtype="str")
+                     "rsna" if source == "rnsa" else source, number - 1))
+    frame = pd.DataFrame(rows, columns=["patient_id", "file", "label", "source", "row"]).astype(
+        {"patient_id": "str", "file": "str", "label": "str", "source": "str", "row": "int64"})
     frame["patient_id"] = frame["patient_id"].str.replace(r"^(COVID-\d{5})[a-z]$", r"\1", regex=True)
     return frame
 
 
-def read_covidx(root: str | Path, version: str = "9A") -> Covidx:
-    """Read `root/covidx`: `{train,test}_COVIDx<version>.txt` with images in `train/` and `test/`.
+def read_covidx(folder: str | Path, version: str = "9A") -> Covidx:
+    """Read `{train,test}_COVIDx<version>.txt` of `folder`, with images in `train/` and `test/`.
 
     Args:
         version: number of the split files; 9A are the three-class files that the published evaluation reads.
 
     Raises:
-        DataError: a split file is missing or has a row without a class word.
+        DataError: a split file is missing, has a row without a class word, or has not the three classes.
     """
-    folder = Path(root) / "covidx"
+    folder = Path(folder)
     parts, problems = [], []
     for split in ("train", "test"):
-        part = read_split_file(folder / f"{split}_COVIDx{version}.txt")
+        name = f"{split}_COVIDx{version}.txt"
+        part = read_split_file(folder / name)
+        others = sorted(set(part["label"]) - set(CLASSES))
+        if others:
+            raise DataError(f"{folder / name}: classes {', '.join(others)}; the evaluation needs the three classes "
+                            f"{', '.join(CLASSES)} of the A files (9A is the published one), not a two-class file")
         is_repeated = part["file"].duplicated()
         if is_repeated.any():
-            problems.append(f"{split}_COVIDx{version}.txt: {int(is_repeated.sum())} repeated file names are left out")
+            problems.append(f"{name}: {int(is_repeated.sum())} repeated file names are left out")
         part = part[~is_repeated]
-        part = part.assign(split=split, path=[str(folder / split / file) for file in part["file"]])
-        parts.append(part)
+        # A split folder as published, or all images in one.
+        parts.append(part.assign(split=split, table=name, path=[
+            first_file([folder / split, folder / "images", folder], [file]) for file in part["file"]]))
     images = pd.concat(parts, ignore_index=True)
-    return Covidx(images[["patient_id", "label", "source", "split", "path"]], tuple(problems))
+    return Covidx(images[["patient_id", "label", "source", "split", "path", "table", "row"]], tuple(problems))

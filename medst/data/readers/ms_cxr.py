@@ -24,17 +24,18 @@ class MsCxr:
     """dicom_id, phrase, finding, x, y, w, h, image_width, image_height (pixels of the original); one row a box."""
 
 
-def read_ms_cxr(root: str | Path) -> MsCxr:
-    """Read `root/ms-cxr`.
+def read_ms_cxr(folder: str | Path) -> MsCxr:
+    """Read the table in `folder`.
 
     Raises:
         DataError: the file or a column is missing; a box is no number or lies outside its image.
     """
-    path = find_table(Path(root) / "ms-cxr", "MS_CXR_Local_Alignment_v1.0.0.csv", ORIGIN)
+    path = find_table(Path(folder), "MS_CXR_Local_Alignment_v1.0.0.csv", ORIGIN)
     sizes = ["x", "y", "w", "h", "image_width", "image_height"]
     frame = read_table(path, ["dicom_id", "label_text", "category_name", *sizes])
     for column in ("dicom_id", "label_text", "category_name", *sizes):
         refuse_rows(path, frame, column, frame[column].isna(), "is empty", "every box needs it")
+    frame = frame.drop_duplicates()
     boxes = pd.DataFrame({"dicom_id": dicom_of(frame["dicom_id"]), "phrase": frame["label_text"],
                           "finding": frame["category_name"],
                           **{column: numbers(path, frame, column) for column in sizes}})
@@ -43,4 +44,4 @@ def read_ms_cxr(root: str | Path) -> MsCxr:
                   | (boxes["y"] + boxes["h"] > boxes["image_height"] + 1) | (boxes["w"] <= 0) | (boxes["h"] <= 0))
     refuse_rows(path, frame, "dicom_id", is_outside, "has a box that is empty or outside its image",
                 "x, y, w, h are pixels of an image of image_width x image_height")
-    return MsCxr(boxes)
+    return MsCxr(boxes.reset_index(drop=True))

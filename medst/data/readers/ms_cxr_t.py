@@ -27,7 +27,7 @@ class MsCxrT:
     sentences: pd.DataFrame
     """sentence_1, sentence_2, category (paraphrase | contradiction), subset_name (RadGraph | Swaps)."""
     problems: tuple[str, ...]
-    """Labels that are none of the three; they are read as None."""
+    """Labels that are none of the three, which are read as None, and repeated rows."""
 
 
 def dicom_of(reference: pd.Series) -> pd.Series:
@@ -35,24 +35,26 @@ def dicom_of(reference: pd.Series) -> pd.Series:
     return reference.str.strip().str.split("/").str[-1].str.replace(r"\.(?:jpe?g|dcm|png)$", "", regex=True)
 
 
-def read_ms_cxr_t(root: str | Path) -> MsCxrT:
-    """Read `root/ms-cxr-t`.
+def read_ms_cxr_t(folder: str | Path) -> MsCxrT:
+    """Read the two tables in `folder`.
 
     Raises:
         DataError: a file or a column is missing, an id is empty.
     """
-    folder = Path(root) / "ms-cxr-t"
+    folder = Path(folder)
     path = find_table(folder, "MS_CXR_T_temporal_image_classification_v1.0.0.csv", ORIGIN)
     ids = ["dicom_id", "previous_dicom_id", "subject_id", "study_id", "previous_study_id"]
     frame = read_table(path, [*ids, *(f"{finding}_progression" for finding in FINDINGS)])
     for column in ids:
         refuse_rows(path, frame, column, frame[column].isna(), "is empty", "every pair needs its ids")
+    is_copy = frame.duplicated()
+    problems = [f"{path.name}: {int(is_copy.sum())} rows are repeated word for word and left out"] * bool(is_copy.any())
+    frame = frame[~is_copy].reset_index(drop=True)
     pairs = frame[ids].copy()
     for column in ("dicom_id", "previous_dicom_id"):
         pairs[column] = dicom_of(frame[column])
     for column, letter in (("subject_id", "p"), ("study_id", "s"), ("previous_study_id", "s")):
         pairs[column] = frame[column].str.strip().str.removeprefix(letter)
-    problems = []
     for finding in FINDINGS:
         label = frame[f"{finding}_progression"].str.strip().str.lower()
         is_known = label.isin(PROGRESSIONS)
@@ -65,4 +67,4 @@ def read_ms_cxr_t(root: str | Path) -> MsCxrT:
     sentences = read_table(path, columns)[columns]
     for column in columns:
         refuse_rows(path, sentences, column, sentences[column].isna(), "is empty", "all four columns are needed")
-    return MsCxrT(pairs, sentences, tuple(problems))
+    return MsCxrT(pairs, sentences.reset_index(drop=True), tuple(problems))

@@ -14,6 +14,7 @@ from medst.data.readers.tables import find_table, numbers, read_table, refuse_ro
 
 ORIGIN = ("the RSNA Pneumonia Detection Challenge, stage 2 "
           "(https://www.kaggle.com/c/rsna-pneumonia-detection-challenge/data)")
+TABLE = "stage_2_train_labels.csv"
 
 
 @dataclass(frozen=True)
@@ -21,20 +22,28 @@ class Rsna:
     """Images with their target and boxes."""
 
     images: pd.DataFrame
-    """patient_id, target (0 | 1), boxes (list of [x, y, w, h] in pixels), path; in order of first appearance."""
+    """patient_id, target (0 | 1), boxes (list of [x, y, w, h] in pixels), path, row (first one in the table, from 0);
+    in order of first appearance."""
+    problems: tuple[str, ...]
+    """Rows that were left out, with the reason."""
 
 
-def read_rsna(root: str | Path) -> Rsna:
-    """Read `root/rsna`. The table's patientId is the image's file name; ids inside the DICOM are not used.
+def read_rsna(folder: str | Path) -> Rsna:
+    """Read stage_2_train_labels.csv and stage_2_train_images/ of `folder`.
+
+    The table's patientId is the image's file name; ids inside the DICOM are not used.
 
     Raises:
         DataError: the table or a column is missing, a target is neither 0 nor 1 or differs within a patient, a
             positive row has no box.
     """
-    folder = Path(root) / "rsna"
-    path = find_table(folder, "stage_2_train_labels.csv", ORIGIN)
+    folder = Path(folder)
+    path = find_table(folder, TABLE, ORIGIN)
     frame = read_table(path, ["patientId", "x", "y", "width", "height", "Target"])
     refuse_rows(path, frame, "patientId", frame["patientId"].isna(), "is empty", "every row needs its patient")
+    is_copy = frame.duplicated()
+    problems = [f"{TABLE}: {int(is_copy.sum())} rows are repeated word for word and left out"] if is_copy.any() else []
+    frame = frame[~is_copy]
     target = numbers(path, frame, "Target")
     refuse_rows(path, frame, "Target", ~target.isin([0.0, 1.0]), "is no target", "0 or 1 is expected")
     first = target.groupby(frame["patientId"]).transform("first")
@@ -48,6 +57,7 @@ def read_rsna(root: str | Path) -> Rsna:
             boxes[patient].append(values)
     images = pd.DataFrame({
         "patient_id": list(boxes), "boxes": list(boxes.values()),
-        "path": [str(folder / "stage_2_train_images" / f"{patient}.dcm") for patient in boxes]})
+        "path": [str(folder / "stage_2_train_images" / f"{patient}.dcm") for patient in boxes],
+        "row": frame.index[~frame["patientId"].duplicated()]})
     images.insert(1, "target", images["boxes"].map(bool).astype("int64"))
-    return Rsna(images)
+    return Rsna(images, tuple(problems))

@@ -6,13 +6,17 @@ meaning of any column.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from medst.config import nearest
+
+_ENCODINGS = ("utf-8-sig", "cp1252")
+"""Tables written by spreadsheets begin with a byte-order mark, or hold typographic signs of Windows."""
+_AGE = re.compile(r"\d+")
 
 
 class DataError(ValueError):
@@ -29,47 +33,65 @@ def find_table(folder: Path, name: str, origin: str) -> Path:
     Raises:
         DataError: neither file is there.
     """
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
-    raise DataError(f"{folder / name}[.gz]: no such file; it is part of {origin}. Put it there, or make phantom data "
-                    "with `medst data phantom`")
+    path = find_optional_table(folder, name)
+    if path is None:
+        raise DataError(f"{folder / name}[.gz]: no such file; it is part of {origin}. Put it there, or make phantom "
+                        "data with `medst data phantom`")
+    return path
 
 
-def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """All columns of a CSV file as text, empty cells as missing.
+def find_optional_table(folder: Path, name: str) -> Path | None:
+    """As `find_table`; None where neither file is there."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
+    """Columns of a CSV file as text, empty cells as missing; rows without any value are left out.
+
+    The index counts the rows of the file from 0, also where rows are left out. Files that are not UTF-8 are read as
+    cp1252.
 
     Args:
         columns: columns that must be there.
+        optional: columns that are read where they are there.
 
     Raises:
         DataError: not readable as CSV, or a column is missing.
     """
-    try:
-        # "NA", "None" and the like are words here: only an empty cell is missing.
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, EOFError, OSError) as error:
-        raise DataError(f"{path}: not readable as CSV ({error}); download the file again") from None
+    wanted = {*columns, *optional}
+    for encoding in _ENCODINGS:
+        try:
+            # "NA", "None" and the like are words here: only an empty cell is missing.
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding=encoding,
+                                index_col=False, usecols=lambda name: name.strip() in wanted)
+            break
+        except UnicodeDecodeError as error:
+            reason: Exception = error
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, EOFError, OSError, ValueError) as error:
+            raise DataError(f"{path}: not readable as CSV ({error}); download the file again") from None
+    else:
+        raise DataError(f"{path}: neither UTF-8 nor cp1252 text ({reason}); download the file again")
     frame.columns = frame.columns.str.strip()
     for column in columns:
         if column not in frame.columns:
-            guess = nearest(column, frame.columns)
-            hint = f"; the nearest one is '{guess}'" if guess else f"; there are: {', '.join(frame.columns)}"
+            present = pd.read_csv(path, dtype=str, nrows=0, encoding=encoding, index_col=False).columns.str.strip()
+            guess = nearest(column, present)
+            hint = f"; the nearest one is '{guess}'" if guess else f"; there are: {', '.join(present)}"
             raise DataError(f"{path}: column '{column}' is missing{hint}. Is it the published, unchanged file?")
-    return frame
+    return frame.dropna(how="all")
 
 
-def line_of(frame: pd.DataFrame, is_bad: pd.Series | np.ndarray) -> int:
+def line_of(frame: pd.DataFrame, is_bad: pd.Series) -> int:
     """Line number in the file, header counted, of the first row where `is_bad` holds."""
-    return int(np.flatnonzero(np.asarray(is_bad))[0]) + 2
+    return int(frame.index[is_bad.to_numpy()][0]) + 2
 
 
 def refuse_rows(path: Path, frame: pd.DataFrame, column: str, is_bad: pd.Series, what: str, remedy: str) -> None:
     """Raise DataError that names the first bad row of a column, if there is one."""
     if is_bad.any():
-        line = line_of(frame, is_bad)
-        value = frame[column].iloc[line - 2]
-        raise DataError(f"{path}, line {line}: {column}={value!r} {what} ({int(is_bad.sum())} such rows); {remedy}")
+        value = frame.loc[is_bad.to_numpy(), column].iloc[0]
+        raise DataError(f"{path}, line {line_of(frame, is_bad)}: {column}={value!r} {what} ({int(is_bad.sum())} such "
+                        f"rows); {remedy}")
 
 
 def numbers(path: Path, frame: pd.DataFrame, column: str) -> pd.Series:
@@ -82,3 +104,9 @@ def numbers(path: Path, frame: pd.DataFrame, column: str) -> pd.Series:
     refuse_rows(path, frame, column, values.isna() & frame[column].notna(), "is not a number",
                 "correct the cell, or empty it where the value is unknown")
     return values
+
+
+def read_age(text: object) -> float:
+    """Age in years as public tables write it: '50+' is 50, 'early 40s' 40, an empty cell NaN."""
+    found = _AGE.search(text) if isinstance(text, str) else None
+    return float(found[0]) if found else float("nan")

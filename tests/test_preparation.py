@@ -1,0 +1,428 @@
+"""Preparing data sets that lie apart: places, kills, verifying, adding, selection, what data cannot support."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from raw_files import RawWriter, write_root
+
+from medst.config import Config, DataConfig, load_config
+from medst.data import image_array
+from medst.data.image_array import journal_of, write_array
+from medst.data.images import read_square
+from medst.data.inspect import describe_selection, inspect
+from medst.data.loader import TrainLoader
+from medst.data.readers import DataError
+from medst.data.selection import count_selection
+from medst.data.sources import Source
+from medst.data.store import Store, StoreError, open_store, prepare, prepare_set, verify
+from medst.data.support import SupportError, check_support, limits
+from medst.data.tokenizer import build_tokenizer
+from medst.data.twins import join_twins
+from medst.data.workers import Workers
+
+SIZE = 24
+
+
+def mimic_source(root: Path, reports: Path | None = None, **settings: object) -> Source:
+    return Source(str(root / "mimic-cxr-jpg"), str(reports or root / "mimic-cxr"), **settings)
+
+
+def make(out: Path, name: str, source: Source, *, is_credentialed: bool = False, **settings: object) -> Store:
+    return prepare_set(out, name, source, image_size=SIZE, is_credentialed=is_credentialed, **settings)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Bytes of every file; places differ between folders and are blanked."""
+    return {path.name: path.read_bytes().replace(str(folder.parent).encode(), b"")
+            for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def small_config(**settings: object) -> Config:
+    overrides = {"data.image_size": SIZE, "data.crop_size": 16, "model.image.patch_size": 8,
+                 "training.pairs_per_batch": 4, "data.vocabulary_size": 200, **settings}
+    return load_config(overrides=overrides)
+
+
+# Places
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "zip with a folder", "in a folder", "sectioned", "sectioned.gz"])
+def test_reports_give_the_same_captions_in_whatever_form_they_come(tmp_path: Path, form: str) -> None:
+    write_root(tmp_path / "raw", num_patients=6)
+    expected = make(tmp_path / "expected", "mimic-cxr-jpg", mimic_source(tmp_path / "raw"))
+    texts = sorted((tmp_path / "raw" / "mimic-cxr").rglob("*.txt"))
+    place = tmp_path / "reports"
+    if form == "folder":
+        shutil.copytree(tmp_path / "raw" / "mimic-cxr" / "files", place / "mimic-cxr-reports" / "files")
+    elif form.startswith("sectioned"):
+        rows = []
+        for path in texts:
+            body = path.read_text()
+            findings, impression = body.split("FINDINGS:")[1].split("IMPRESSION:")
+            rows.append({"study": path.stem, "impression": impression.strip(), "findings": findings.strip(),
+                         "last_paragraph": "", "comparison": "___."})
+        place.mkdir()
+        table = pd.DataFrame(rows).iloc[::-1].to_csv(index=False).replace("\n", "\r\n").encode("utf-8-sig")
+        name = "mimic_cxr_sectioned.csv"
+        (place / name).write_bytes(table) if form == "sectioned" else (place / f"{name}.gz").write_bytes(
+            gzip.compress(table))
+    else:
+        place.mkdir()
+        archive_path = place / "mimic-cxr-reports.zip"
+        with zipfile.ZipFile(archive_path, "w") as archive:
+            for path in texts:
+                inner = path.relative_to(tmp_path / "raw" / "mimic-cxr").as_posix()
+                archive.write(path, f"mimic-cxr-reports/{inner}" if form == "zip with a folder" else inner)
+        place = place if form == "in a folder" else archive_path
+    store = make(tmp_path / "store", "mimic-cxr-jpg", mimic_source(tmp_path / "raw", place))
+    assert store.fingerprint == expected.fingerprint
+
+
+@pytest.mark.parametrize("layout", ["without files/", "one folder", "png", "tables apart"])
+def test_images_are_found_in_other_trees(tmp_path: Path, layout: str) -> None:
+    write_root(tmp_path / "raw", num_patients=3)
+    root = tmp_path / "raw" / "mimic-cxr-jpg"
+    expected = make(tmp_path / "expected", "mimic-cxr-jpg", mimic_source(tmp_path / "raw"))
+    tables = ""
+    if layout == "without files/":
+        for path in list((root / "files").iterdir()):
+            path.rename(root / path.name)
+    elif layout == "one folder":
+        for path in list((root / "files").rglob("*.jpg")):
+            path.rename(root / path.name)
+    elif layout == "png":
+        for path in list((root / "files").rglob("*.jpg")):
+            Image.open(path).save(path.with_suffix(".png"))
+            path.unlink()
+    else:
+        tables = str(tmp_path / "tables")
+        Path(tables).mkdir()
+        for path in list(root.glob("*.csv.gz")):
+            path.rename(Path(tables) / path.name)
+    store = make(tmp_path / "store", "mimic-cxr-jpg", mimic_source(tmp_path / "raw", tables=tables))
+    assert store.fingerprint == expected.fingerprint
+
+
+def test_a_partial_download_is_refused_unless_it_is_said_to_be_one(tmp_path: Path) -> None:
+    writer = write_root(tmp_path / "raw", num_patients=12)
+    lost = sorted((tmp_path / "raw" / "mimic-cxr-jpg").rglob("*.jpg"))[::2]
+    for path in lost:
+        path.unlink()
+    with pytest.raises(DataError, match="--partial"):
+        make(tmp_path / "store", "mimic-cxr-jpg", mimic_source(tmp_path / "raw"))
+    store = make(tmp_path / "store", "mimic-cxr-jpg", mimic_source(tmp_path / "raw", is_partial=True))
+    assert dict(store.steps)["images that are there"] == len(writer.metadata) - len(lost)
+    assert store.mimic is not None and len(store.problems) == 0
+    assert set(store.mimic.views["dicom_id"]).isdisjoint(path.stem for path in lost)
+
+
+def test_negbio_labels_serve_where_chexpert_is_absent(tmp_path: Path) -> None:
+    write_root(tmp_path / "raw", num_patients=3)
+    table = tmp_path / "raw" / "mimic-cxr-jpg" / "mimic-cxr-2.0.0-chexpert.csv.gz"
+    table.rename(table.with_name("mimic-cxr-2.0.0-negbio.csv.gz"))
+    store = make(tmp_path / "store", "mimic-cxr-jpg", mimic_source(tmp_path / "raw"))
+    assert any("NegBio" in note for note in store.notes)
+    assert store.mimic is not None and store.mimic.studies["label_edema"].notna().any()
+    table.with_name("mimic-cxr-2.0.0-negbio.csv.gz").unlink()
+    with pytest.raises(DataError, match=r"chexpert\.csv.*nor.*negbio.*physionet"):
+        make(tmp_path / "other", "mimic-cxr-jpg", mimic_source(tmp_path / "raw"))
+
+
+def test_data_sets_added_one_by_one_make_the_store_of_a_root(tmp_path: Path) -> None:
+    root = tmp_path / "raw"
+    write_root(root, num_patients=12)
+    whole = prepare(DataConfig(root=str(root), image_size=SIZE, crop_size=16))
+    out = tmp_path / "store"
+    with pytest.raises(DataError, match="mimic-cxr-jpg is missing"):
+        make(out, "ms-cxr-t", Source(str(root / "ms-cxr-t")))
+    make(out, "rsna", Source(str(root / "rsna")))
+    make(out, "mimic-cxr-jpg", mimic_source(root))
+    inode = (out / "rsna_images.npy").stat().st_ino
+    for name in ("ms-cxr-t", "ms-cxr", "covidx"):
+        store = make(out, name, Source(str(root / name)))
+    assert store.fingerprint == whole.fingerprint
+    assert (out / "rsna_images.npy").stat().st_ino == inode, "what was there is not made again"
+    assert verify(out) == [] and verify(whole.path) == []
+    # Both forms are what a config may name as its root.
+    assert open_store(DataConfig(root=str(out), image_size=SIZE, crop_size=16)).fingerprint == whole.fingerprint
+    with pytest.raises(StoreError, match="24 pixels"):
+        open_store(DataConfig(root=str(out)))
+
+
+def test_images_are_decoded_once_when_tables_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "raw"
+    writer = write_root(root, num_patients=12)
+    hidden = writer.add_study(19999999, 59999999, [""], split="test")[0]
+    writer.write_tables()
+    writer.write_ms_cxr_t([(hidden, writer.metadata[0]["dicom_id"])])
+    out = tmp_path / "store"
+    first = make(out, "mimic-cxr-jpg", mimic_source(root))
+    decoded: list[str] = []
+    decode = image_array.decode_block
+    monkeypatch.setattr(image_array, "decode_block", lambda paths, size: (
+        decoded.extend(paths), decode(paths, size))[1])
+    second = make(out, "ms-cxr-t", Source(str(root / "ms-cxr-t")))
+    assert [Path(path).stem for path in decoded] == [hidden]
+    assert first.mimic is not None and second.mimic is not None
+    assert len(second.mimic.images) == len(first.mimic.images) + 1
+    for row in second.mimic.views.itertuples():
+        path = next((root / "mimic-cxr-jpg").rglob(f"{row.dicom_id}.jpg"))
+        assert np.array_equal(second.mimic.images[row.image], read_square(path, SIZE))
+    # Nothing is asked for that is not there already.
+    make(out, "ms-cxr-t", Source(str(root / "ms-cxr-t")))
+    assert len(decoded) == 1
+
+
+# Kills
+
+
+def test_an_array_goes_on_from_any_state_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_array, "IMAGES_PER_BLOCK", 4)
+    rng = np.random.default_rng(0)
+    paths = []
+    for number in range(18):
+        paths.append(str(tmp_path / f"{number}.png"))
+        if number != 6:
+            Image.fromarray(rng.integers(0, 256, (9, 7), dtype=np.uint8)).save(paths[-1])
+
+    def write(target: Path) -> bytes:
+        write_array(target, len(paths), 8, lambda start, stop: paths[start:stop], Workers(1), lambda content: None)
+        return target.read_bytes()
+
+    whole = tmp_path / "whole.npy"
+    expected = write(whole)
+    assert np.load(whole).shape == (17, 8, 8)
+    log = journal_of(whole).read_bytes()
+    for case in range(60):
+        target = tmp_path / "cut.npy"
+        # Either file may have lost its end, or carry bytes that never reached the other.
+        target.write_bytes(expected[:int(rng.integers(0, len(expected) + 1))] + b"\7" * int(rng.integers(0, 90)))
+        journal_of(target).write_bytes(log[:int(rng.integers(0, len(log) + 1))])
+        assert write(target) == expected, case
+
+
+def test_a_file_that_was_mended_after_a_kill_is_read(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for path in paths[:2]:
+        Image.fromarray(np.full((8, 8), 9, dtype=np.uint8)).save(path)
+    target = tmp_path / "a.npy"
+
+    def write() -> list[tuple[int, str]]:
+        content = write_array(target, 3, 8, lambda start, stop: paths[start:stop], Workers(1), lambda content: None)
+        return content.failures
+
+    assert write() == [(2, "no such file")]
+    Image.fromarray(np.full((8, 8), 5, dtype=np.uint8)).save(paths[2])
+    assert write() == []
+    assert np.load(target)[:, 0, 0].tolist() == [9, 9, 5]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from medst.data import captions, image_array
+from medst.data.sources import Source
+from medst.data.store import prepare_set
+image_array.IMAGES_PER_BLOCK = 3
+captions.REPORTS_PER_BLOCK = 4
+root, out = Path(sys.argv[1]), Path(sys.argv[2])
+prepare_set(out, "mimic-cxr-jpg", Source(str(root / "mimic-cxr-jpg"), str(root / "mimic-cxr")), image_size=512,
+            is_credentialed=False)
+"""
+
+
+def test_killed_at_any_moment_the_end_is_the_same_bit_for_bit(tmp_path: Path, repository: Path) -> None:
+    write_root(tmp_path / "raw", num_patients=20)
+    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "raw"), str(out)], env=environment)
+
+    def progress(partial: Path) -> int:
+        """Blocks that the unfinished store has on disk."""
+        journal = journal_of(partial / "mimic_images.npy")
+        lines = journal.read_bytes().count(b"\n") if journal.is_file() else 0
+        return lines + len(list(partial.glob("captions/part-*")))
+
+    undisturbed = tmp_path / "one" / "store"
+    assert start(undisturbed).wait() == 0
+    out = tmp_path / "two" / "store"
+    partial = out.with_name(".store.partial")
+    num_blocks, kills = 0, 0
+    for wanted in (1, 9, 20):
+        process = start(out)
+        while process.poll() is None and (progress(partial) < wanted if partial.is_dir() else True):
+            time.sleep(0.002)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+        assert progress(partial) >= num_blocks or out.is_dir(), "work was lost"
+        num_blocks = progress(partial) if partial.is_dir() else 0
+    assert kills >= 2, "the preparation was over before it could be killed"
+    assert start(out).wait() == 0
+    assert contents(out) == contents(undisturbed)
+    assert verify(out) == []
+
+
+# Verifying, credentials, problems
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("mimic_images.npy", "content has changed"), ("mimic_studies.parquet", "content has changed"),
+    ("rsna.parquet", "missing")])
+def test_damage_is_found(tmp_path: Path, name: str, expected: str) -> None:
+    write_root(tmp_path, num_patients=3)
+    path = prepare(DataConfig(root=str(tmp_path), image_size=SIZE, crop_size=16)).path
+    assert verify(path) == []
+    if expected == "missing":
+        (path / name).unlink()
+    else:
+        data = bytearray((path / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (path / name).write_bytes(bytes(data))
+    assert len(verify(path)) == 1 and expected in verify(path)[0] and name in verify(path)[0]
+    with pytest.raises(StoreError, match="no store"):
+        verify(tmp_path / "rsna")
+
+
+def test_kept_lists_of_credentialed_data_name_rows(tmp_path: Path) -> None:
+    writer = RawWriter(tmp_path)
+    for number in range(60):
+        writer.add_study(10000000 + number, 50000000 + number, ["PA"])
+    writer.write_tables()
+    next(tmp_path.rglob("s50000007/*.jpg")).write_bytes(b"")
+    store = make(tmp_path / "store", "mimic-cxr-jpg", mimic_source(tmp_path), is_credentialed=True)
+    assert store.problems["item"].tolist() == ["row 7 of mimic-cxr-2.0.0-metadata.csv"]
+    written = store.problems.to_json() + inspect(store.path)
+    assert "50000007" not in written and "10000007" not in written and "00000007-dicom" not in written
+
+
+def test_the_share_of_unreadable_images_is_the_users(tmp_path: Path) -> None:
+    writer = RawWriter(tmp_path)
+    for number in range(20):
+        writer.add_study(10000000 + number, 50000000 + number, ["PA"])
+    writer.write_tables()
+    for path in sorted(tmp_path.rglob("*.jpg"))[:3]:
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match="3 of the first 20 images"):
+        make(tmp_path / "store", "mimic-cxr-jpg", mimic_source(tmp_path))
+    store = make(tmp_path / "store", "mimic-cxr-jpg", mimic_source(tmp_path), largest_unreadable=0.2)
+    assert len(store.problems) == 3 and store.mimic is not None and len(store.mimic.images) == 17
+
+
+def test_tables_of_spreadsheets_read_alike(tmp_path: Path) -> None:
+    """Byte-order mark, CRLF, rows without any value, rows twice."""
+    for name in ("plain", "odd"):
+        writer = RawWriter(tmp_path / name)
+        for number in range(3):
+            writer.add_study(10000001, 50000001 + number, ["PA", "LL"], date=f"2150010{number + 1}")
+        writer.write_tables(is_compressed=False)
+    for path in (tmp_path / "odd" / "mimic-cxr-jpg").glob("*.csv"):
+        head, first, *rest = path.read_text().splitlines()
+        lines = [head, first, "," * head.count(","), *rest, first]
+        path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n")
+    for path in (tmp_path / "odd" / "mimic-cxr").rglob("*.txt"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    plain, odd = (make(tmp_path / f"{name}-store", "mimic-cxr-jpg", mimic_source(tmp_path / name))
+                  for name in ("plain", "odd"))
+    assert plain.fingerprint == odd.fingerprint
+    assert odd.problems["reason"].tolist() == [
+        "mimic-cxr-2.0.0-metadata.csv: 1 rows are repeated word for word and left out"]
+
+
+def test_studies_without_a_date_and_at_one_minute(tmp_path: Path) -> None:
+    writer = RawWriter(tmp_path)
+    for study, date in ((50000003, "21500101"), (50000001, "21500101"), (50000002, ""), (50000004, "21491231")):
+        writer.add_study(10000001, study, ["PA"], date=date, time="93014.531")
+    writer.write_tables()
+    store = make(tmp_path / "store", "mimic-cxr-jpg", mimic_source(tmp_path))
+    assert store.mimic is not None
+    assert store.mimic.studies["study_id"].tolist() == ["50000004", "50000001", "50000003"]
+    assert "1 studies without a date" in store.problems["reason"].iloc[0]
+    assert dict(store.steps)["studies with a date"] == 3
+
+
+def test_one_radiograph_under_two_ids_makes_one_patient() -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (4, 16, 16), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
+    noisy = np.clip(pictures[1].astype(int) + rng.integers(-2, 3, (64, 64)), 0, 255).astype(np.uint8)
+    squares = np.stack([*pictures, noisy, np.full((64, 64), 7, np.uint8), np.full((64, 64), 7, np.uint8)])
+    names, num_twins = join_twins(squares, pd.Series(["a", "b", "c", "b", "d", "e", "f"], dtype="str"))
+    assert names.tolist() == ["a", "b", "c", "b", "b", "e", "f"] and num_twins == 1
+
+
+# Selection
+
+
+def test_selection_by_hand(tmp_path: Path) -> None:
+    images = pd.DataFrame(
+        [("p1", "s1", "PA"), ("p1", "s1", "AP"), ("p1", "s1", "LL"), ("p1", "s2", "PA"), ("p1", "s3", "AP"),
+         ("p1", "s4", "PA"), ("p2", "s5", "PA"), ("p3", "s6", "LATERAL"), ("p4", "s7", "PA"), ("p5", "s8", "AP")],
+        columns=["subject_id", "study_id", "view"])
+    studies = pd.DataFrame({"study_id": [f"s{number}" for number in range(1, 9)],
+                            "split": ["train"] * 6 + ["test", "train"]})
+    has_caption = np.array([[True, True]] * 7 + [[True, False]])
+    is_readable = np.array([True] * 6 + [False] + [True] * 3)
+    counted = count_selection(images, studies, has_caption, is_readable, frozenset({"p1"}))
+    assert counted["as published"] == [
+        ("with a frontal or lateral view", 5, 8, 10), ("readable", 4, 7, 9), ("of a study in the split file", 4, 7, 9),
+        ("frontal images", 3, 6, 7), ("with a caption of three words or more", 3, 6, 7), ("training split", 2, 5, 6),
+        ("in windows of 4 images", 1, 3, 4)]
+    assert counted["corrected"] == [
+        ("with a frontal or lateral view", 5, 8, 10), ("readable", 4, 7, 9), ("of a study in the split file", 4, 7, 9),
+        ("of a study with a frontal", 3, 6, 8), ("with a caption of three words or more in both cleanings", 2, 5, 7),
+        ("training split", 1, 4, 6), ("patients without MS-CXR-T and MS-CXR", 0, 0, 0),
+        ("in windows of 4 studies", 0, 0, 0)]
+    without = count_selection(images, studies, has_caption, is_readable, frozenset())
+    assert without["corrected"][-1] == ("in windows of 4 studies", 1, 4, 6)
+
+
+def test_selection_is_kept_and_printed(tmp_path: Path) -> None:
+    write_root(tmp_path, num_patients=12)
+    store = prepare(DataConfig(root=str(tmp_path), image_size=SIZE, crop_size=16))
+    assert json.loads((store.path / "manifest.json").read_text())["selection"].keys() == {"as published", "corrected"}
+    printed = "\n".join(describe_selection(store.selection))
+    assert "patients without MS-CXR-T and MS-CXR" in printed and printed in inspect(store.path)
+    assert store.mimic is not None
+    train = store.mimic.studies[store.mimic.studies["split"] == "train"]
+    counted = {step: studies for step, _, studies, _ in store.selection["corrected"]}
+    assert counted["training split"] == len(train)
+
+
+# What a store cannot support
+
+
+def test_what_the_data_lack_is_said_and_refused_before_training(tmp_path: Path) -> None:
+    writer = RawWriter(tmp_path)
+    for number in range(12):
+        writer.add_study(10000001 + number, 50000001 + number, ["PA"], split="train" if number < 9 else "test")
+    writer.write_tables()
+    store = make(tmp_path / "store", "mimic-cxr-jpg", mimic_source(tmp_path))
+    said = "\n".join(limits(store))
+    for words in ("no temporal loss", "no lateral views", "RSNA"):
+        assert words in said and words in inspect(store.path)
+    tokenizer = build_tokenizer(store, small_config().data, "corrected")
+    with pytest.raises(SupportError, match=r"the most is 1.*objective\.lambda_temporal=0"):
+        TrainLoader(store, tokenizer, small_config())
+    with pytest.raises(SupportError, match=r"no training study has a lateral view.*num_experts=1"):
+        check_support(store, small_config(**{"objective.lambda_temporal": 0.0}))
+    fitting = small_config(**{"objective.lambda_temporal": 0.0, "model.experts.num_experts": 1})
+    check_support(store, fitting)
+    assert len(TrainLoader(store, tokenizer, fitting)) == 2
+    check_support(store, small_config(**{"objective.lambda_temporal": 0.0, "data.views": "frontal"}))
+    check_support(store, small_config(**{"training.epochs": 0.0}))
