@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -210,8 +210,10 @@ def _column(study: Study, metric: Metric, floors: Sequence[str]) -> dict[str, Ce
             difference = statistics.paired_difference(scores[arm].to_numpy(), reference)
             if arm not in registry.FLOORS:
                 detectable = statistics.minimum_detectable_difference(difference.interval.deviation, difference.n)
+        values = {seed: value for seed, value in zip(plan.seeds, scores[arm].tolist(), strict=True)
+                  if not math.isnan(value)}
         cells[arm] = Cell(statistics.mean_interval(scores[arm].to_numpy()), difference, adjusted.get(arm, math.nan),
-                          detectable, marks.get(arm, ""), scores[arm].dropna().to_dict(), run_ids[arm])
+                          detectable, marks.get(arm, ""), values, run_ids[arm])
     return cells
 
 
@@ -266,9 +268,33 @@ def _caption(study: Study, metrics: Sequence[Metric], rows: Sequence[Row]) -> li
     protocols = [protocol for protocol in registry.PROTOCOL_TEXT if protocol in used]
     if protocols:
         sentences.append("Protocols: " + "; ".join(registry.PROTOCOL_TEXT[protocol] for protocol in protocols) + ".")
+    if plan.num_draws > 1:
+        sentences.append(f"Replicates cross the seeds with {plan.num_draws} draws of the phantom; those of one draw "
+                         "share its patients, so that the intervals speak of these draws.")
+    if plan.tuning is not None:
+        sentences.append(_tuning_sentence(plan.tuning))
+    if study.adopted:
+        codes = ", ".join(f"{number} by {code}" for code, number in study.adopted.items())
+        sentences.append(f"Computed by earlier code and adopted, after golden numbers and a replayed trial came out "
+                         f"equal: {codes}.")
+    marked = study.scores("facts/is_contaminated")
+    contaminated = [arm for arm in plan.arms if arm in marked and marked[arm].notna().any()]
+    if contaminated:
+        sentences.append(f"Contaminated: the weights of {', '.join(contaminated)} may have seen patients on whom they "
+                         "are judged; each run says why (tag fact.contamination).")
     sentences += _test_sentences(plan, metrics, rows)
     sentences.append(_count_sentence(study))
     return sentences
+
+
+def _tuning_sentence(tuning: Mapping[str, Any]) -> str:
+    """How the nuisance parameters were chosen."""
+    keys = ", ".join(tuning["candidates"][0])
+    chosen = "; ".join(f"{arm} {', '.join(map(str, settings.values()))}" for arm, settings in tuning["chosen"].items())
+    edges = ", ".join(tuning["edges"])
+    return (f"Tuned for every arm alike: {keys}, the best of {len(tuning['candidates'])} candidates by "
+            f"{tuning['metric']} (validation patients, seeds {seeds_text(tuning['seeds'])}, not among those shown): "
+            f"{chosen}." + (f" At the edge of what was tried: {edges}." if edges else ""))
 
 
 def _test_sentences(plan: Plan, metrics: Sequence[Metric], rows: Sequence[Row]) -> list[str]:
@@ -326,7 +352,7 @@ def warnings_of(study: Study, current_source: str) -> list[str]:
         sentences.append(f"STALE: {len(stale)} of {counted(len(done), 'trial')} "
                          f"{'was' if len(stale) == 1 else 'were'} computed by other code "
                          f"({distinct(stale['source_fingerprint'])}) than the present ({current_source}).")
-    if done["data_fingerprint"].nunique() > 1:
+    if done["data_fingerprint"].nunique() > study.plan.num_draws:
         sentences.append(f"MIXED DATA: trials of {done['data_fingerprint'].nunique()} data sets are averaged "
                          f"({distinct(done['data_fingerprint'])}).")
     return sentences

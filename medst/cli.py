@@ -537,7 +537,7 @@ def sweep_extend(
     arm: Annotated[
         list[str] | None, typer.Option(metavar="'NAME: KEY=VALUE ...'", help="A named arm to add; repeatable.")
     ] = None,
-    run: Annotated[bool, typer.Option("--run/--no-run", help="Run what is missing now, or only change the file.")] = True,
+    run: Annotated[bool, typer.Option("--run/--no-run", help="Run what is missing, or only change the file.")] = True,
     executor: ExecutorOption = Executor.ray,
     jobs: Jobs = None,
 ) -> None:
@@ -559,7 +559,7 @@ def sweep_extend(
 def sweep_adopt(
     earlier: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CODE]...", help="Fingerprints of the code that computed the old trials, or their "
+        typer.Argument(metavar="CODE", help="Fingerprints of the code that computed the old trials, or their "
                                                  "beginnings; default: every other code in the store."),
     ] = None,
     replays: Annotated[int, typer.Option(min=1, help="Stored trials to compute again for each code.")] = 1,

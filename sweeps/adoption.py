@@ -175,8 +175,8 @@ def choose_replays(runs: pd.DataFrame, number: int) -> pd.DataFrame:
     pool = runs[runs["tags.medst.torch"] == torch_version()]
     if pool.empty:
         versions = ", ".join(runs["tags.medst.torch"].unique())
-        raise AdoptionError(f"refused: the trials were computed by torch {versions}, this is {torch_version()}; a replay "
-                            "would compare the two")
+        raise AdoptionError(f"refused: the trials were computed by torch {versions}, this is {torch_version()}; a "
+                            "replay would compare the two")
     # An untrained trial shows nothing of training; only on the processor are equal trials equal bit for bit.
     for is_better in (pool["params.training.device"] == "cpu",
                       pd.to_numeric(pool["params.training.epochs"], errors="coerce") > 0):
