@@ -308,6 +308,9 @@ def train(
         int | None,
         typer.Option(min=1, help="Processes that share every batch, one GPU each.", show_default="training.world_size"),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell steps, memory, time and disk; nothing is trained.")
+    ] = False,
 ) -> None:
     """Train one model, evaluate it and save it. After an interruption the same command goes on from its checkpoint."""
     # Under torchrun every process comes here; the first speaks for all.
@@ -323,6 +326,9 @@ def train(
 
     store = prepared_store(config)
     torch.set_num_threads(threads)
+    if dry_run:
+        show_estimate(config, store)
+        return
     # As `medst.tracking.torch_version` reads it where torch is not imported.
     key = trial_key(config, store.fingerprint, str(torch.__version__))
     name = experiments[-1].stem
@@ -337,6 +343,23 @@ def train(
         records = tracked(records, config, store, key, name, folder / MODEL)
     show_records(records, name)
     typer.echo(f"The model is in {folder / MODEL}; judge it again with: medst evaluate --weights {folder / MODEL}")
+
+
+def show_estimate(config: Config, store: Store) -> None:
+    """Print what a trial of `config` will take; a few pairs are computed for it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from medst.data.splits import with_held_out_patients
+    from medst.data.tokenizer import build_tokenizer
+    from medst.training.estimate import estimate
+
+    store = with_held_out_patients(store, config.data)
+    tokenizer = build_tokenizer(store, config.data, config.model.text.word_aggregation)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for title, value in estimate(config, store, tokenizer, Path.cwd()).rows():
+        table.add_row(title, value)
+    Console().print(table)
 
 
 def claim_folder(folder: Path, key: str, config: Config) -> None:
@@ -675,8 +698,8 @@ def dashboard(
     shown = "127.0.0.1" if protected is None else protected.hosts[0].split(":")[0]
     typer.echo(f"Dashboard in a few seconds on http://{shown}:{port}{page}\nCtrl-C ends it. Store: {uri}")
     if protected is not None:
-        typer.echo("Reachable from other machines: sign in as admin with MLFLOW_AUTH_ADMIN_PASSWORD as it was at the first "
-                   "start. The connection is not encrypted; put a TLS proxy before it outside a trusted network.")
+        typer.echo("Reachable from other machines: sign in as admin, with MLFLOW_AUTH_ADMIN_PASSWORD as it was at the "
+                   "first start. The connection is not encrypted; put a TLS proxy before it outside a trusted network.")
         os.environ.update(protected.environment)
     # One worker and no job queue: a reviewer needs no more.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
@@ -688,7 +711,9 @@ def dashboard(
 @app.command("promote")
 def promote(
     alias: Annotated[str, typer.Option(help="Name under which the model is to be found, as `candidate`.")],
-    run: Annotated[str | None, typer.Option(help="Run whose model it is; its id stands in the address of its page.")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Run whose model it is; its id stands in the address of its page.")
+    ] = None,
     study: Annotated[str | None, typer.Option(help="Instead: the study's run with the lowest validation loss.")] = None,
     arm: Annotated[str | None, typer.Option(help="Only runs of this arm of the study.")] = None,
     name: Annotated[str, typer.Option(help="Of the registered model.")] = "medst",

@@ -12,6 +12,7 @@ from medst.data.store import Store
 from medst.model.lineage import exposures
 
 FACT = "contamination"
+FLAG = "is_contaminated"
 
 
 def contamination(store: Store, config: Config) -> str:
@@ -29,8 +30,11 @@ def contamination(store: Store, config: Config) -> str:
     return "; ".join(reasons)
 
 
-def standing(store: Store, config: Config) -> dict[str, str]:
-    """Facts about who was trained on and who is judged: the mark, where there is one, and the hash of every split."""
+def standing(store: Store, config: Config) -> dict[str, str | int]:
+    """Facts about who was trained on and who is judged: the mark, where there is one, and the hash of every split.
+
+    The mark comes as words and as the number 1 under FLAG, by which tables find it.
+    """
     reason = contamination(store, config)
-    facts = {f"split.{split.data_set}.{split.part}": split.fingerprint for split in describe_splits(store)}
-    return {**facts, **({FACT: reason} if reason else {})}
+    facts: dict[str, str | int] = {f"split.{split.data_set}.{split.part}": split.fingerprint for split in describe_splits(store)}
+    return {**facts, **({FACT: reason, FLAG: 1} if reason else {})}
