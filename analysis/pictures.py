@@ -1,4 +1,4 @@
-"""Figures that show images: where the model looks.
+"""Figures that show images: the data, and where the model looks.
 
 What lives here: drawing from tracked arrays. What must not: reading the store (analysis/results.py). Arrays of
 credentialed data are not in the store unless the user allowed it; their place then says "withheld".
@@ -19,15 +19,66 @@ from analysis.text import broken, finding_name
 from analysis.tidy import Study
 
 ATTENTION = "attention/grounding"
-"""Arrays `similarity`, `attention` (n, H, W), `images` (n, H, W) uint8, `boxes` (n, k, 4) x, y, w, h in pixels, NaN
-where there are fewer, `phrases` (n,), `findings` (n,)."""
+"""Arrays `similarity`, `attention`, `patch_similarity` (n, H, W), `reference` (n, 2) x, y of the reference patch,
+`images` (n, H, W) uint8, `boxes` (n, k, 4) x, y, w, h in pixels, NaN where there are fewer, `phrases`, `findings`
+(n,)."""
 NUM_EXAMPLES = 6
 Arrays = Mapping[str, NDArray[np.generic]]
 
 
+SAMPLES = "samples/sequences"
+"""Arrays `frontal`, `lateral` (n, T, H, W) uint8, `has_lateral`, `frontal_view`, `lateral_view`, `reports`, `days`
+(n, T)."""
+NUM_REPORT_LINES = 7
+
+
+def patients(study: Study, samples: Arrays | None, is_withheld: bool) -> Picture | None:
+    """The data as the model is given them: patients over time, both views, reports.
+
+    Args:
+        samples: arrays under `SAMPLES`; None where they were not tracked.
+    """
+    if samples is None:
+        return all_withheld(study, "data", "Patients over time") if is_withheld else None
+    num_patients, num_studies = min(2, len(samples["frontal"])), samples["frontal"].shape[1]
+    with style():
+        side = PAGE_WIDTH / (2 * num_studies + 0.4)
+        figure = plt.figure(figsize=(PAGE_WIDTH, num_patients * (side + 0.12 * NUM_REPORT_LINES + 0.4)))
+        parts = figure.subfigures(num_patients, 1, squeeze=False)[:, 0]
+        for patient, part in enumerate(parts):
+            grid = part.subplots(2, 2 * num_studies, height_ratios=[side, 0.12 * NUM_REPORT_LINES + 0.1],
+                                 gridspec_kw={"wspace": 0.02, "hspace": 0.02})
+            for axes in grid.flat:
+                axes.set_axis_off()
+            for number in range(num_studies):
+                frontal, lateral = grid[0, 2 * number], grid[0, 2 * number + 1]
+                place = patient, number
+                frontal.imshow(samples["frontal"][place].astype(float), cmap="gray", vmin=0, vmax=255)
+                frontal.set_title(f"Day {float(samples['days'][place]):.0f}\n{samples['frontal_view'][place]}",
+                                  fontsize=6, linespacing=1.2)
+                if samples["has_lateral"][place]:
+                    lateral.imshow(samples["lateral"][place].astype(float), cmap="gray", vmin=0, vmax=255)
+                    lateral.set_title(f"\n{samples['lateral_view'][place]}", fontsize=6, linespacing=1.2)
+                else:
+                    lateral.add_patch(Rectangle((0, 0), 1, 1, transform=lateral.transAxes, facecolor="#f2f2f2"))
+                    lateral.set_aspect("equal")
+                    lateral.text(0.5, 0.5, "no lateral", transform=lateral.transAxes, ha="center", va="center",
+                                 color=GREY, fontsize=6)
+                    lateral.set_title("\n ", fontsize=6, linespacing=1.2)
+                grid[1, 2 * number].text(0.02, 0.98, broken(str(samples["reports"][place]), 38, NUM_REPORT_LINES),
+                                         transform=grid[1, 2 * number].transAxes, va="top", fontsize=4.8,
+                                         linespacing=1.25)
+            part.suptitle(f"Patient {'ABC'[patient]}", x=0.004, ha="left", fontsize=7, fontweight="bold")
+    return Picture("data", figure,
+                   f"Data of study {study.plan.name}. {num_patients} held-out patients over time (days since the "
+                   "first study shown): frontal and lateral view of every study and the beginning of its report, as "
+                   f"the model is given them. Those of the patients with {num_studies} studies that have the most "
+                   "laterals, drawn by a fixed seed.", study.plan.name)
+
+
 def grounding_maps(study: Study, tracked: Mapping[str, Arrays], withheld: Sequence[str] = (), seed: int = 0
                    ) -> Picture | None:
-    """Similarity of phrase and patches with the true boxes: a row of images, then a row for each arm.
+    """Where phrases and patches look, with the true boxes: a row of images, then two rows for each arm.
 
     Args:
         tracked: arm -> arrays under `ATTENTION`, of trials at one `seed`, on the same examples.
@@ -36,49 +87,52 @@ def grounding_maps(study: Study, tracked: Mapping[str, Arrays], withheld: Sequen
     Returns:
         None where no arm has tracked or withheld anything.
     """
-    arms = [arm for arm in study.plan.arms if arm in tracked or arm in withheld]
+    arms = [arm for arm in study.plan.arms if arm in tracked]
     if not arms:
-        return None
-    first = next(iter(tracked.values()), None)
-    if first is None:
-        # One row says it all.
-        arms = []
-    num_examples = NUM_EXAMPLES if first is None else min(NUM_EXAMPLES, len(first["phrases"]))
+        return all_withheld(study, "attention", "Where words look") if withheld else None
+    first = tracked[arms[0]]
+    num_examples = min(NUM_EXAMPLES, len(first["phrases"]))
+    kinds = [(kind, name) for kind, name in (("similarity", "phrase"), ("patch_similarity", "patch")) if kind in first]
+    rows = [(arm, kind, name) for kind, name in kinds for arm in arms if kind in tracked[arm]]
     with style():
-        side = PAGE_WIDTH / (num_examples + 0.55)
-        figure, grid = plt.subplots(len(arms) + 1, num_examples, squeeze=False,
-                                    figsize=(PAGE_WIDTH, side * (len(arms) + 1) + 0.45))
+        side = PAGE_WIDTH / (num_examples + 0.7)
+        figure, grid = plt.subplots(len(rows) + 1, num_examples, squeeze=False,
+                                    figsize=(PAGE_WIDTH, side * (len(rows) + 1) + 0.5))
         for axes in grid.flat:
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
         for column in range(num_examples):
-            if first is None:
-                _withheld(grid[0, column])
-                continue
             _image(grid[0, column], first, column)
             finding = finding_name(str(first["findings"][column]))
             grid[0, column].set_title(f"{finding.capitalize()}\n{broken(str(first['phrases'][column]), 24, lines=2)}",
                                       fontsize=6, linespacing=1.2)
         grid[0, 0].set_ylabel("Image and\ntrue box", fontsize=6.5)
-        for row, arm in enumerate(arms, start=1):
+        for row, (arm, kind, name) in enumerate(rows, start=1):
             for column in range(num_examples):
-                if arm in tracked:
-                    _map(grid[row, column], tracked[arm], column)
-                else:
-                    _withheld(grid[row, column])
-            grid[row, 0].set_ylabel(broken(arm, 16), fontsize=6.5)
-    if first is None:
-        return Picture(f"grounding_{study.plan.name}", figure,
-                       f"Study {study.plan.name}. Where words look: withheld, because the data are credentialed and "
-                       "images and maps of patients were not tracked (n = 0 trials).", study.plan.name)
+                _map(grid[row, column], tracked[arm], kind, column)
+            grid[row, 0].set_ylabel(f"{broken(arm, 18)}\n({name})", fontsize=6.5)
+    patch = ""
+    if len(kinds) > 1:
+        patch = (" Rows 'patch': cosine of the reference patch (circle, in the middle of the box) with all patches of "
+                 "its image.")
     return Picture(
-        f"grounding_{study.plan.name}", figure,
-        f"Study {study.plan.name}. Where words look: cosine of a phrase's words with the image's patches, bilinear, "
-        f"each map scaled to its own range (dark low, yellow high), with the true box and the "
-        f"highest point (+); one row an arm, seed {seed}, "
-        f"{num_examples} held-out examples drawn in turn from the findings whatever their scores (n = 1 trial an arm).",
-        study.plan.name)
+        "attention", figure,
+        f"Study {study.plan.name}. Rows 'phrase': cosine of a phrase's words with the image's patches, bilinear, "
+        f"with the highest point (+).{patch} Each map is scaled to its own range (dark low, yellow high); the true box "
+        f"is white. Seed {seed}, {num_examples} held-out examples drawn in turn from the findings whatever their "
+        "scores (n = 1 trial an arm).", study.plan.name)
+
+
+def all_withheld(study: Study, name: str, subject: str) -> Picture:
+    with style():
+        figure, axes = plt.subplots(figsize=(PAGE_WIDTH, 1.2))
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        _withheld(axes)
+    return Picture(name, figure, f"Study {study.plan.name}. {subject}: withheld, because the data are credentialed and "
+                   "what shows single patients was not tracked (n = 0 trials).", study.plan.name)
 
 
 def _image(axes: Axes, arrays: Arrays, row: int) -> None:
@@ -87,12 +141,17 @@ def _image(axes: Axes, arrays: Arrays, row: int) -> None:
     _boxes(axes, arrays, row, COLOURS[4])
 
 
-def _map(axes: Axes, arrays: Arrays, row: int) -> None:
+def _map(axes: Axes, arrays: Arrays, kind: str, row: int) -> None:
     axes.imshow(arrays["images"][row].astype(float), cmap="gray", vmin=0, vmax=255)
-    similarity = arrays["similarity"][row].astype(float)
+    similarity = arrays[kind][row].astype(float)
     axes.imshow(similarity, cmap=SEQUENTIAL, alpha=0.5, vmin=similarity.min(), vmax=similarity.max())
     axes.autoscale(False)
     _boxes(axes, arrays, row, "white")
+    if kind == "patch_similarity":
+        x, y = arrays["reference"][row].astype(float)
+        axes.plot(x - 0.5, y - 0.5, "o", markerfacecolor="none", markeredgecolor=COLOURS[1], markersize=4,
+                  markeredgewidth=1.0)
+        return
     peak = np.unravel_index(int(similarity.argmax()), similarity.shape)
     axes.plot(peak[1], peak[0], "+", color=COLOURS[1], markersize=6, markeredgewidth=1.2)
 
@@ -105,5 +164,4 @@ def _boxes(axes: Axes, arrays: Arrays, row: int, colour: str) -> None:
 
 def _withheld(axes: Axes) -> None:
     axes.set_facecolor("#f2f2f2")
-    axes.set_aspect("equal")
     axes.text(0.5, 0.5, "withheld", transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=6)

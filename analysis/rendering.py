@@ -154,7 +154,7 @@ def markdown(table: ResultTable) -> str:
         heads, *verdicts = [[_markdown_escape(cell) for cell in line] for line in _verdict_lines(table)]
         lines = [f"| {' | '.join(line)} |" for line in (heads, [":--"] * len(heads), *verdicts)]
         parts += [f"**{VERDICT_TITLE}**", "\n".join(lines)]
-    parts.append(_markdown_escape(" ".join(table.caption)))
+    parts += [_markdown_escape(" ".join(table.caption)), f"<!-- fingerprint {table.fingerprint} -->"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -190,8 +190,9 @@ def latex(table: ResultTable) -> str:
     end = "" if table.title.endswith(("?", ".")) else "."
     captions = [" ".join([f"{table.title}{end}", *table.warnings, *table.caption]),
                 *[f"{table.title}{end} Continued."] * (len(pages) - 1)]
-    return "\n".join(_latex_float(page, caption, _label(table.name) if number == 0 else "")
-                     for number, (page, caption) in enumerate(zip(pages, captions, strict=True)))
+    return "\n".join([f"% fingerprint {table.fingerprint}", *(
+        _latex_float(page, caption, _label(table.name) if number == 0 else "")
+        for number, (page, caption) in enumerate(zip(pages, captions, strict=True)))])
 
 
 @dataclass(frozen=True)
@@ -280,6 +281,7 @@ def csv_frame(table: ResultTable) -> pd.DataFrame:
                 "unfinished": " ".join(f"{state}:{number}" for state, number in row.unfinished.items()),
                 "run_ids": " ".join(cell.run_ids.values()),
                 "reference_run_ids": " ".join(reference.cells[metric.key].run_ids.values()),
+                "fingerprint": table.fingerprint,
             })
     return pd.DataFrame.from_records(records)
 

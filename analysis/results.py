@@ -1,7 +1,7 @@
 """`make results`: every table and figure from the tracking store alone, as files, as artifacts, in the terminal.
 
-What lives here: reading what each study needs, writing it in one go, the index. What must not: the content of
-any table or figure.
+What lives here: reading what each study needs, writing it in one go, the index. What must not: the content of any
+table or figure.
 """
 
 from __future__ import annotations
@@ -10,28 +10,27 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pandas as pd
 from rich.console import Console
 
-from analysis import registry, rendering, tables
+from analysis import document, paper, rendering, report, subgroups, tables
+from analysis.provenance import MANIFEST, MadeFile, Manifest, unit_key
 from analysis.tables import ResultTable
-from analysis.tidy import FINISHED, Study, load_study
+from analysis.tidy import FINISHED, Study, StudySource, study_source
 from medst import tracking
-from medst.config import nearest, source_fingerprint
-
-if TYPE_CHECKING:
-    from analysis.style import Picture
+from medst.config import hash_file, source_fingerprint
 
 Part = Literal["tables", "figures"]
-TASK_STUDIES = ("components", "overview")
-"""The paper's task tables show the arms of the first of these that has results, else of the first study."""
-MAX_ATTENTION_ARMS = 3
+PARTS: tuple[Part, ...] = ("tables", "figures")
+CACHE = ".cache"
+"""Folder inside the results that keeps what was read from the store."""
+REPORT = "report.html"
 FILE_WIDTH = 110
 
 
@@ -45,49 +44,73 @@ def make_results(
 ) -> list[Path]:
     """Write tables and figures of the studies in the store into `out`; log them in the runs of the studies.
 
-    Files: tables/<study>.{md,tex,csv}, tables/task_<task>.{md,tex,csv}, figures/<name>.{pdf,png,md}, README.md.
-    Each file appears complete or not at all.
+    Files: tables/<name>.{md,tex,csv,json}, figures/<name>.{pdf,png,md}, README.md, report.html, manifest.json. Each
+    file appears complete or not at all. A part of a study that was made from the same runs by the same code, and whose
+    files are as they were written, is not made again.
 
     Args:
         only: one of both parts; None makes both.
         studies: names; None takes all.
 
     Returns:
-        The files written.
+        The files that are in order now: written or found unchanged.
 
     Raises:
         ValueError: an unknown study, or nothing finished in any of them.
     """
     console = console or _console()
-    found = [study for study in _load(uri, experiment, studies) if _has_results(study, console)]
-    if not found:
+    snapshot = tracking.read_snapshot(uri, experiment, (out / CACHE) if out.exists() else None)
+    sources = [source for source in (study_source(snapshot, name) for name in (
+        studies if studies is not None else snapshot.studies)) if _has_results(source, console)]
+    if not sources:
         raise ValueError(f"no finished trial in the tracking store {uri}; run a study first: medst sweep run overview")
-    written: list[Path] = []
     out.mkdir(parents=True, exist_ok=True)
+    manifest = Manifest.read(out)
+    roles = exhibits_by_study(snapshot, sources)
+    source_code = source_fingerprint()
+    files, units, missing = dict(manifest.files), dict(manifest.units), dict(manifest.missing)
+    kept: list[Path] = []
     with _workplace(out) as place:
-        owners: dict[Path, str] = {}
-        if only != "figures":
-            owners |= _write_tables(found, place / "tables")
-        if only != "tables":
-            owners |= _write_figures(found, place / "figures", uri)
-        for study in found:
-            own = [path for path, owner in owners.items() if owner == study.plan.name]
-            _log(own, study.plan.name, place, uri, experiment)
-        for path in owners:
-            target = out / path.relative_to(place)
-            target.parent.mkdir(exist_ok=True)
-            os.replace(path, target)
-            written.append(target)
-        index = place / "README.md"
-        index.write_text(_index(out), encoding="utf-8")
-        os.replace(index, out / index.name)
-    written.append(out / "README.md")
-    for name in ("tables", "figures"):
-        count = sum(path.parent.name == name and path.suffix in (".tex", ".pdf") for path in written)
+        for source in sources:
+            own = roles[source.name]
+            parts = [part for part in PARTS if only in (None, part)]
+            key = unit_key(source.fingerprint, source_code, (exhibit.name for exhibit in own))
+            stale = [part for part in parts if not manifest.is_current(out, source.name, part, key)]
+            kept += [out / name for part in parts if part not in stale for name in manifest.of_unit(source.name, part)]
+            study = source.load() if stale else None
+            for part in stale:
+                assert study is not None
+                make = write_tables if part == "tables" else _write_figures
+                fresh, without = make(study, own, place / part, uri)
+                for name in manifest.of_unit(source.name, part):
+                    files.pop(name, None)
+                for path in fresh:
+                    files[path.relative_to(place).as_posix()] = MadeFile(
+                        hash_file(path), source.name, part, source.fingerprint)
+                missing = {name: why for name, why in missing.items()
+                           if name not in {exhibit.name for exhibit in own if f"{exhibit.kind}s" == part}} | without
+                units[f"{source.name}/{part}"] = key
+                _log(fresh, source.name, place, uri, experiment)
+        written = _publish(place, out, set(manifest.files) - set(files))
+        available = {name.partition("/")[0] for name in units}
+        missing |= {exhibit.name: paper.placeholder(exhibit, available) for exhibit in paper.EXHIBITS.values()
+                    if exhibit.study(available) is None}
+        missing = {name: why for name, why in missing.items() if not _is_made(name, files)}
+        new = Manifest(files, units, missing)
+        for name, text in (("README.md", _index(out, new)), (REPORT, report.report_html(out, new, _links(snapshot))),
+                           (MANIFEST, new.text())):
+            (place / name).write_text(text, encoding="utf-8")
+            os.replace(place / name, out / name)
+            written.append(out / name)
+    for name in PARTS:
+        count = sum(path.parent.name == name and path.suffix in (".tex", ".pdf") for path in [*written, *kept])
         if count:
             console.print(f"{count} {name} in {out / name}", highlight=False)
-    console.print(f"Index: {out / 'README.md'}", highlight=False)
-    return written
+    for exhibit in paper.EXHIBITS.values():
+        if studies is None and exhibit.name in missing:
+            console.print(f"{exhibit.name}: {missing[exhibit.name]}", highlight=False)
+    console.print(f"Everything on one page: {out / REPORT}", highlight=False)
+    return [*written, *kept]
 
 
 def print_tables(uri: str, experiment: str, study: str, console: Console | None = None) -> None:
@@ -97,9 +120,9 @@ def print_tables(uri: str, experiment: str, study: str, console: Console | None 
         ValueError: an unknown study.
     """
     console = console or _console()
-    for loaded in _load(uri, experiment, [study]):
-        if _has_results(loaded, console):
-            rendering.print_terminal(tables.study_table(loaded, source_fingerprint()), console)
+    source = study_source(tracking.read_snapshot(uri, experiment), study)
+    if _has_results(source, console):
+        rendering.print_terminal(tables.study_table(source.load(), source_fingerprint()), console)
 
 
 def _console() -> Console:
@@ -107,20 +130,45 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH)
 
 
-def _load(uri: str, experiment: str, names: list[str] | None) -> Iterator[Study]:
-    known = tracking.list_studies(uri, experiment)
-    for name in names if names is not None else known:
-        if name not in known:
-            guess = nearest(name, known)
-            hint = f"did you mean '{guess}'?" if guess else f"it has {', '.join(known) or 'none'}"
-            raise ValueError(f"study '{name}' is not in the tracking store {uri}; {hint}")
-        yield load_study(uri, experiment, name)
+def _has_results(source: StudySource, console: Console) -> bool:
+    has_any = bool((source.runs["state"] == FINISHED).any())
+    if not has_any:
+        console.print(f"Study {source.name}: none of {source.num_planned} trials is finished yet.", highlight=False)
+    return has_any
 
 
-def _has_results(study: Study, console: Console) -> bool:
-    if study.values.empty:
-        console.print(f"Study {study.plan.name}: none of {len(study.trials)} trials is finished yet.", highlight=False)
-    return not study.values.empty
+def exhibits_by_study(snapshot: tracking.Snapshot, sources: Iterable[StudySource]) -> dict[str, list[paper.Exhibit]]:
+    """Study -> the exhibits of the paper that are made from it."""
+    names = [source.name for source in sources]
+    # Where a part of the studies was asked for, an exhibit stays with the study that has it in a full call.
+    available = _finished(snapshot)
+    roles: dict[str, list[paper.Exhibit]] = {name: [] for name in names}
+    for exhibit in paper.EXHIBITS.values():
+        study = exhibit.study(available)
+        if study in roles:
+            roles[study].append(exhibit)
+    return roles
+
+
+def finished_studies(uri: str, experiment: str) -> list[str]:
+    """Names of the studies with a finished trial, oldest first."""
+    return _finished(tracking.read_snapshot(uri, experiment))
+
+
+def _finished(snapshot: tracking.Snapshot) -> list[str]:
+    done = set(snapshot.runs.loc[snapshot.runs["state"] == FINISHED, "run_id"])
+    served = set(snapshot.arms.loc[snapshot.arms["run_id"].isin(done), "study"])
+    return [name for name in snapshot.studies if name in served]
+
+
+def _links(snapshot: tracking.Snapshot) -> Callable[[str], str]:
+    """Run -> its page in the dashboard."""
+    server = snapshot.uri if snapshot.uri.startswith("http") else "http://127.0.0.1:5000"
+    return lambda run_id: f"{server.rstrip('/')}/#/experiments/{snapshot.experiment_id}/runs/{run_id}"
+
+
+def _is_made(name: str, files: Mapping[str, MadeFile]) -> bool:
+    return f"tables/{name}.json" in files or f"figures/{name}.pdf" in files
 
 
 @contextmanager
@@ -133,20 +181,43 @@ def _workplace(out: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _write_tables(studies: list[Study], folder: Path) -> dict[Path, str]:
-    """File -> its study."""
-    folder.mkdir()
+def _publish(place: Path, out: Path, outdated: Iterable[str]) -> list[Path]:
+    """Move what was made to where it belongs, then remove what is no longer made."""
+    written = []
+    for path in sorted(place.rglob("*")):
+        if path.is_file():
+            target = out / path.relative_to(place)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(path, target)
+            written.append(target)
+    for name in outdated:
+        (out / name).unlink(missing_ok=True)
+    return written
+
+
+_Made = tuple[list[Path], dict[str, str]]
+"""Files, and exhibits that could not be made with the reason."""
+
+
+def write_tables(study: Study, exhibits: Iterable[paper.Exhibit], folder: Path, uri: str) -> _Made:
+    folder.mkdir(parents=True, exist_ok=True)
     source = source_fingerprint()
-    made = [tables.study_table(study, source) for study in studies]
-    by_name = {study.plan.name: study for study in studies}
-    shown = next((by_name[name] for name in TASK_STUDIES if name in by_name), studies[0])
-    made += tables.task_tables(shown, source)
-    return {path: table.study for table in made for path in _write_table(table, folder)}
+    made = {table.name: table for table in (tables.study_table(study, source),)}
+    asked = [exhibit for exhibit in exhibits if exhibit.kind == "table"]
+    if any(exhibit.name.startswith("task_") for exhibit in asked):
+        made |= {table.name: table for table in tables.task_tables(study, source)}
+        table = subgroups.subgroup_table(study, _predictions(study, uri), source)
+        made |= {table.name: table} if table is not None else {}
+    paths = [path for table in made.values() for path in write_table(table, folder)]
+    available = [study.plan.name]
+    return paths, {exhibit.name: paper.placeholder(exhibit, available) for exhibit in asked
+                   if exhibit.name not in made}
 
 
-def _write_table(table: ResultTable, folder: Path) -> list[Path]:
+def write_table(table: ResultTable, folder: Path) -> list[Path]:
+    """`<name>.md`, `.tex`, `.csv` and `.json`."""
     texts = {"md": rendering.markdown(table), "tex": rendering.latex(table),
-             "csv": rendering.csv_frame(table).to_csv(index=False)}
+             "csv": rendering.csv_frame(table).to_csv(index=False), "json": document.json_text(table)}
     paths = []
     for ending, text in texts.items():
         path = folder / f"{table.name}.{ending}"
@@ -155,62 +226,29 @@ def _write_table(table: ResultTable, folder: Path) -> list[Path]:
     return paths
 
 
-def _write_figures(studies: list[Study], folder: Path, uri: str) -> dict[Path, str]:
+def _predictions(study: Study, uri: str) -> dict[str, pd.DataFrame]:
+    """Run -> per-example predictions of the finished trials that tracked them."""
+    done = study.trials[study.trials["state"] == FINISHED]
+    kept = done[~done["withheld"].fillna("").str.contains(subgroups.PREDICTIONS, regex=False)]
+    return {run: frame for run in kept["run_id"]
+            for frame in [tracking.find_table(run, subgroups.PREDICTIONS, uri)] if frame is not None}
+
+
+def _write_figures(study: Study, exhibits: Iterable[paper.Exhibit], folder: Path, uri: str) -> _Made:
     # matplotlib takes a second to import, which tables need not pay.
-    from analysis import figures, style
+    from analysis import drawing, style
 
-    folder.mkdir()
-    source = source_fingerprint()
-    paths: dict[Path, str] = {}
-    for study in studies:
-        terms = [f"train/{term}" for term in registry.LOSS_TERMS]
-        curves = _curves(study, figures.curve_arms(study.plan), terms, uri)
-        schedules = _curves(study, study.plan.arms, figures.SCHEDULES, uri) if figures.has_schedules(study) else None
-        use = [metric for metric in study.metrics if metric.startswith(figures.EXPERT_SHARE)]
-        shares = _curves(study, study.plan.arms, use, uri) if figures.varies_experts(study) else None
-        drawn = (
-            figures.forest(study),
-            figures.lambda_surface(study),
-            figures.experts(study),
-            figures.learning_curves(study, curves),
-            None if schedules is None else figures.curriculum_weights(study, schedules),
-            None if shares is None else figures.expert_use(study, shares),
-            _grounding(study, uri),
-        )
-        warnings = tables.warnings_of(study, source)
-        for picture in filter(None, drawn):
-            told = replace(picture, caption=" ".join([picture.caption, *warnings]))
-            paths |= dict.fromkeys(style.save(told, folder), study.plan.name)
-    return paths
-
-
-def _curves(study: Study, arms: Iterable[str], names: Iterable[str], uri: str) -> pd.DataFrame:
-    """run_id, name, step, value of the finished trials of some arms."""
-    trials = study.trials
-    run_ids = trials.loc[(trials["state"] == FINISHED) & trials["arm"].isin(list(arms)), "run_id"].tolist()
-    return tracking.metric_history(run_ids, [name for name in names if name in study.metrics], uri)
-
-
-def _grounding(study: Study, uri: str) -> Picture | None:
-    """Maps of the reference, then of arms without local alignment, then of others, at the first seed that all have."""
-    from analysis import pictures
-
-    reference = study.plan.reference
-    asked = [arm for arm in study.plan.arms if study.params.get(arm, {}).get("evaluation.track_attention") == "true"]
-    asked.sort(key=lambda arm: (arm != reference, study.level(arm, "objective.lambda_local") != 0))
-    arms = asked[:MAX_ATTENTION_ARMS]
-    trials = study.trials[(study.trials["state"] == FINISHED) & study.trials["arm"].isin(arms)]
-    complete = [seed for seed in study.plan.seeds if (trials["seed"] == seed).sum() == len(arms)]
-    if not arms or not complete:
-        return None
-    tracked, withheld = {}, []
-    for arm, run_id, kept in trials.loc[trials["seed"] == complete[0], ["arm", "run_id", "withheld"]].itertuples(
-            index=False):
-        if pictures.ATTENTION in str(kept):
-            withheld.append(arm)
-        elif any(path.startswith(f"{pictures.ATTENTION}.") for path in tracking.list_artifacts(run_id, uri)):
-            tracked[arm] = tracking.load_arrays(run_id, pictures.ATTENTION, uri)
-    return pictures.grounding_maps(study, tracked, withheld, complete[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = [exhibit for exhibit in exhibits if exhibit.kind == "figure"]
+    warnings = tables.warnings_of(study, source_fingerprint())
+    paths: list[Path] = []
+    made: set[str] = set()
+    for picture in drawing.draw(study, [exhibit.name for exhibit in asked], uri):
+        told = replace(picture, caption=" ".join([picture.caption, *warnings]))
+        paths += style.save(told, folder, study.fingerprint)
+        made.add(picture.name)
+    return paths, {exhibit.name: paper.placeholder(exhibit, [study.plan.name]) for exhibit in asked
+                   if exhibit.name not in made}
 
 
 def _log(paths: list[Path], study: str, place: Path, uri: str, experiment: str) -> None:
@@ -223,16 +261,21 @@ def _log(paths: list[Path], study: str, place: Path, uri: str, experiment: str) 
         tracking.log_study_artifacts(study, Path(folder), uri, experiment)
 
 
-def _index(out: Path) -> str:
-    """What is in the folder, from its files: also what an earlier call made."""
-    lines = ["# Results", "", "Made by `make results` from the tracking store; do not edit by hand. Each number's run "
-             "ids stand in the CSV beside its table.", "", "## Tables", ""]
-    for path in sorted((out / "tables").glob("*.md")):
-        title = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
-        others = ", ".join(f"[{ending}](tables/{path.stem}.{ending})" for ending in ("tex", "csv"))
-        lines.append(f"- [{path.stem}](tables/{path.name}) ({others}): {title}")
+def _index(out: Path, manifest: Manifest) -> str:
+    """What is in the folder, also what an earlier call made."""
+    lines = ["# Results", "", "Made by `make results` from the tracking store; do not edit by hand: `make "
+             "check-results` sees it. Each number's run ids stand in the CSV and JSON beside its table. All on one "
+             f"page: [{REPORT}]({REPORT}).", "", "## Tables", ""]
+    for name in sorted(name for name in manifest.files if name.startswith("tables/") and name.endswith(".md")):
+        stem = Path(name).stem
+        title = (out / name).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        others = ", ".join(f"[{ending}](tables/{stem}.{ending})" for ending in ("tex", "csv", "json"))
+        lines.append(f"- [{stem}]({name}) ({others}): {title}")
     lines += ["", "## Figures", ""]
-    for path in sorted((out / "figures").glob("*.md")):
-        caption = path.read_text(encoding="utf-8").strip()
-        lines += [f"![{path.stem}](figures/{path.stem}.png)", "", f"{caption} ([pdf](figures/{path.stem}.pdf))", ""]
+    for name in sorted(name for name in manifest.files if name.startswith("figures/") and name.endswith(".md")):
+        stem = Path(name).stem
+        caption = report.without_stamp((out / name).read_text(encoding="utf-8"))
+        lines += [f"![{stem}](figures/{stem}.png)", "", f"{caption} ([pdf](figures/{stem}.pdf))", ""]
+    if manifest.missing:
+        lines += ["## Not made", "", *(f"- {name}: {why}" for name, why in manifest.missing.items())]
     return "\n".join(lines).rstrip() + "\n"

@@ -1,8 +1,8 @@
 """The statistics of a comparison: pure functions of arrays whose axes are stated.
 
-What lives here: intervals, paired differences, the multiplicity-adjusted test, detectable differences
-and the set of arms that may be best. What must not: tables, data frames, tracking, or any choice of
-which arms to compare.
+What lives here: intervals, paired differences, the multiplicity-adjusted test, detectable differences,
+the bootstrap over patients and the set of arms that may be best. What must not: tables, data frames, tracking, or any
+choice of which arms to compare.
 
 Axis 0 is always the seed: arms that share a seed share its random streams, so they are compared in
 pairs. NaN marks a trial that is missing; it is left out pair by pair and n says how many remained.
@@ -238,6 +238,40 @@ def contenders(scores: ArrayLike, higher_is_better: bool = True, confidence: flo
                              for count in range(table.shape[0] + 1)])
         is_beaten = (n > 1) & (mean - critical[n] * deviation / np.sqrt(n) > 0)
     return np.logical_and(scored, np.logical_not(is_beaten.any(axis=0)))
+
+
+def resampled_weights(num_groups: int, num_replicates: int, seed: int = 0) -> Floats:
+    """(num_replicates, num_groups) how often each group is drawn in a bootstrap that draws groups with replacement.
+
+    To use the same weights for two arms is what pairs them.
+    """
+    draws = np.random.default_rng(seed).integers(0, num_groups, size=(num_replicates, num_groups))
+    weights = np.zeros((num_replicates, num_groups))
+    np.add.at(weights, (np.arange(num_replicates)[:, None], draws), 1.0)
+    return weights
+
+
+def weighted_auroc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike) -> Floats:
+    """Area under the ROC curve under many weightings of the examples at once; ties count half.
+
+    Args:
+        labels: (n,) 0 or 1; scores: (n,), larger for label 1.
+        weights: (num_weightings, n), not negative; the draws of a bootstrap.
+
+    Returns:
+        (num_weightings,); NaN where a weighting leaves no positive or no negative.
+    """
+    truth, values = np.asarray(labels) == 1, np.asarray(scores, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(values[order]) > 0]))
+    sorted_weights = np.asarray(weights, dtype=np.float64)[:, order]
+    # (num_weightings, distinct scores): weight of the positives and the negatives at each score.
+    positive = np.add.reduceat(sorted_weights * truth[order], starts, axis=1)
+    negative = np.add.reduceat(sorted_weights * ~truth[order], starts, axis=1)
+    below = np.cumsum(negative, axis=1) - negative
+    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((positive * (below + 0.5 * negative)).sum(axis=1) / pairs)
 
 
 @lru_cache(maxsize=256)

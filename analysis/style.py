@@ -62,18 +62,23 @@ class Picture:
     study: str
 
 
-def save(picture: Picture, folder: Path) -> list[Path]:
-    """Write `<name>.pdf`, `<name>.png` and the caption `<name>.md`; the figure is closed."""
+def save(picture: Picture, folder: Path, fingerprint: str) -> list[Path]:
+    """Write `<name>.pdf`, `<name>.png` and the caption `<name>.md`; the figure is closed.
+
+    Args:
+        fingerprint: of what it was made from; stands in the metadata of the files.
+    """
     paths = [folder / f"{picture.name}.{ending}" for ending in ("pdf", "png", "md")]
     with style():
         # Without dates the same numbers give the same bytes.
         picture.figure.savefig(paths[0], metadata={"CreationDate": None, "ModDate": None, "Title": picture.name,
-                                                   "Subject": picture.caption})
+                                                   "Subject": picture.caption,
+                                                   "Keywords": f"fingerprint {fingerprint}"})
         # The layout is found; the second file keeps it.
         picture.figure.set_layout_engine("none")
-        picture.figure.savefig(paths[1], metadata={"Description": picture.caption})
+        picture.figure.savefig(paths[1], metadata={"Description": picture.caption, "Fingerprint": fingerprint})
     plt.close(picture.figure)
-    paths[2].write_text(picture.caption + "\n", encoding="utf-8")
+    paths[2].write_text(f"{picture.caption}\n\n<!-- fingerprint {fingerprint} -->\n", encoding="utf-8")
     return paths
 
 

@@ -8,7 +8,8 @@ speaks it).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -66,6 +67,10 @@ class Plan:
     """Arm -> dotted config key -> value; only what differs from the base."""
     expectations: tuple[Expectation, ...] = ()
     """Registered before any result."""
+    num_draws: int = 1
+    """Draws of the phantom that the seeds are crossed with."""
+    tuning: Mapping[str, Any] | None = None
+    """How nuisance parameters were chosen: metric, direction, seeds, candidates, chosen and edges by arm."""
     keys: frozenset[str] | None = None
     """Keys of the planned trials; None accepts any trial under the study's arms and seeds."""
 
@@ -84,6 +89,8 @@ class Plan:
             base=tuple(document["base"]), data=document["data"], common=document["settings"],
             assignments={arm["name"]: arm["settings"] for arm in document["arms"]},
             expectations=tuple(Expectation(**expectation) for expectation in document["expectations"]),
+            # Plans of earlier versions have neither.
+            num_draws=len(document.get("phantom_draws", [0])), tuning=document.get("tuning"),
             keys=frozenset(trial["key"] for trial in document["trials"]),
         )
 
@@ -100,16 +107,11 @@ class Study:
     params: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Arm -> dotted config key -> text: the resolved config of one of its trials."""
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of all that tables and figures are made from: plan, trials with their states and runs, numbers, configs."""
-        plan = {**vars(self.plan), "keys": sorted(self.plan.keys or ())}
-        params = {arm: sorted(params.items()) for arm, params in sorted(self.params.items())}
-        digest = hashlib.sha256(repr((plan, params)).encode())
-        for frame in (self.trials, self.values[["metric", "run_id", "value"]]):
-            # Rows come in the order in which the store gave them, which means nothing.
-            digest.update(np.sort(pd.util.hash_pandas_object(frame, index=False).to_numpy()).tobytes())
-        return digest.hexdigest()[:16]
+    adopted: Mapping[str, int] = field(default_factory=dict)
+    """Earlier code -> number of finished trials that it computed and that stand under the present code."""
+    fingerprint: str = ""
+    """Of all that tables and figures are made from: the plan and its runs with their states. What a finished run says
+    never changes, so that its id stands for its numbers."""
 
     def states(self, arm: str) -> dict[str, int]:
         """State -> number of the arm's planned trials in it."""
@@ -188,45 +190,72 @@ def assemble(plan: Plan, runs: pd.DataFrame, numbers: pd.DataFrame, current_sour
     return Study(plan, trials, values[list(VALUE_COLUMNS)].dropna(subset=["value"]).reset_index(drop=True))
 
 
+@dataclass(frozen=True)
+class StudySource:
+    """A study in a snapshot of the store, not yet assembled."""
+
+    snapshot: tracking.Snapshot
+    name: str
+    plan: Plan
+    runs: pd.DataFrame
+    """One row per run of the plan's trials: `Snapshot.runs` and the column `arm`."""
+    fingerprint: str
+    adopted: Mapping[str, int] = field(default_factory=dict)
+    """Earlier code -> number of finished trials that it computed and that stand under the present code."""
+
+    @property
+    def num_planned(self) -> int:
+        return len(self.plan.arms) * len(self.plan.seeds)
+
+    def load(self) -> Study:
+        """Assemble it."""
+        numbers = self.snapshot.metrics
+        if len(numbers):
+            is_own = numbers["run_id"].cat.categories.isin(self.runs["run_id"])
+            numbers = numbers[is_own[numbers["run_id"].cat.codes]].astype({"run_id": object, "metric": object})
+        study = assemble(self.plan, self.runs, numbers, source_fingerprint())
+        first = study.trials.dropna(subset=["run_id"]).drop_duplicates("arm").set_index("arm")["run_id"]
+        params = self.snapshot.params(first.tolist())
+        return replace(study, params={str(arm): params[run] for arm, run in first.items()},
+                       fingerprint=self.fingerprint, adopted=self.adopted)
+
+
+def study_source(snapshot: tracking.Snapshot, name: str) -> StudySource:
+    """A study by its name.
+
+    Raises:
+        medst.tracking.TrackingError: the store has no such study; names the nearest.
+    """
+    if name not in snapshot.studies:
+        known = list(snapshot.studies)
+        guess = nearest(name, known)
+        hint = f"did you mean '{guess}'?" if guess else f"it has {', '.join(known) or 'none'}"
+        raise tracking.TrackingError(f"study '{name}' is not in the tracking store {snapshot.uri}; {hint}")
+    document = snapshot.plan(name)
+    plan = Plan.from_tracked(document)
+    served = snapshot.arms.loc[snapshot.arms["study"] == name].set_index("run_id")["arm"]
+    runs = snapshot.runs[snapshot.runs["run_id"].isin(served.index)]
+    standing = runs["key"].map(snapshot.adopted)
+    if plan.keys is not None:
+        # An earlier version of the study may have other trials under the same arms and seeds.
+        is_planned = runs["key"].isin(plan.keys) | standing.isin(plan.keys)
+        runs, standing = runs[is_planned], standing[is_planned]
+    adopted = runs.loc[standing.notna() & (runs["state"] == FINISHED), "source_fingerprint"].value_counts()
+    runs = runs.assign(source_fingerprint=runs["source_fingerprint"].where(standing.isna(), source_fingerprint()))
+    runs = runs.assign(arm=runs["run_id"].map(served)).sort_values("run_id").reset_index(drop=True)
+    told = runs[["run_id", "arm", "seed", "state", "reason", "source_fingerprint", "data_fingerprint"]]
+    text = json.dumps([document, told.astype(object).where(told.notna(), None).values.tolist()], sort_keys=True)
+    return StudySource(snapshot, name, plan, runs, hashlib.sha256(text.encode()).hexdigest()[:16],
+                       {str(code): int(number) for code, number in adopted.items()})
+
+
 def load_study(uri: str, experiment: str, name: str) -> Study:
     """One study from the tracking store.
 
     Raises:
         medst.tracking.TrackingError: the store has no such study.
     """
-    [study] = load_studies(tracking.read_snapshot(uri, experiment), [name])
-    return study
-
-
-def load_studies(snapshot: tracking.Snapshot, names: Sequence[str]) -> Iterator[Study]:
-    """Studies of one snapshot of the store, in the order asked for.
-
-    Raises:
-        ValueError: the store has no such study; names the nearest.
-    """
-    current = source_fingerprint()
-    runs = snapshot.runs.set_index("run_id", drop=False)
-    code = snapshot.metrics["run_id"].cat.codes.to_numpy() if len(snapshot.metrics) else np.zeros(0, dtype=int)
-    known = list(snapshot.studies)
-    for name in names:
-        if name not in snapshot.studies:
-            guess = nearest(name, known)
-            hint = f"did you mean '{guess}'?" if guess else f"it has {', '.join(known) or 'none'}"
-            raise tracking.TrackingError(f"study '{name}' is not in the tracking store {snapshot.uri}; {hint}")
-        plan = Plan.from_tracked(snapshot.plan(name))
-        served = snapshot.arms[snapshot.arms["study"] == name]
-        own = runs.loc[served["run_id"]].assign(arm=served["arm"].to_numpy())
-        if plan.keys is not None:
-            # An earlier version of the study may have other trials under the same arms and seeds.
-            own = own[own["key"].isin(plan.keys)]
-        numbers = snapshot.metrics
-        if len(numbers):
-            is_own = numbers["run_id"].cat.categories.isin(own["run_id"])
-            numbers = numbers[is_own[code]].astype({"run_id": object, "metric": object})
-        study = assemble(plan, own.reset_index(drop=True), numbers, current)
-        first = study.trials.dropna(subset=["run_id"]).drop_duplicates("arm").set_index("arm")["run_id"]
-        params = snapshot.params(first.tolist())
-        yield replace(study, params={str(arm): params[run] for arm, run in first.items()})
+    return study_source(tracking.read_snapshot(uri, experiment), name).load()
 
 
 def combine(studies: Sequence[Study]) -> pd.DataFrame:

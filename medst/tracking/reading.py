@@ -130,6 +130,23 @@ def load_arrays(run_id: str, name: str, uri: str | None = None) -> dict[str, np.
         return dict(arrays)
 
 
+def find_table(run_id: str, name: str, uri: str | None = None) -> pd.DataFrame | None:
+    """`load_table`, or None where the trial tracked no such table."""
+    is_there = _has_artifact(run_id, f"{name}{names.TABLE_SUFFIX}", uri)
+    return load_table(run_id, name, uri) if is_there else None
+
+
+def find_arrays(run_id: str, name: str, uri: str | None = None) -> dict[str, np.ndarray] | None:
+    """`load_arrays`, or None where the trial tracked no such arrays."""
+    is_there = _has_artifact(run_id, f"{name}{names.ARRAYS_SUFFIX}", uri)
+    return load_arrays(run_id, name, uri) if is_there else None
+
+
+def _has_artifact(run_id: str, artifact: str, uri: str | None) -> bool:
+    folder = artifact.rpartition("/")[0]
+    return any(item.path == artifact for item in client(uri or default_uri()).list_artifacts(run_id, folder or None))
+
+
 def load_config_of(run_id: str, uri: str | None = None) -> Config:
     """The resolved config of a trial."""
     return load_config(artifact_path(run_id, names.CONFIG_ARTIFACT, uri))

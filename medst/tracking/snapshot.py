@@ -209,8 +209,8 @@ class _DatabaseSource(_Source):
                 metrics += [metric_code.setdefault(row[1], len(metric_code)) for row in rows]
                 values += [row[2] for row in rows]
         return pd.DataFrame({
-            "run_id": pd.Categorical.from_codes(np.array(runs, dtype=np.int32), list(run_ids)),
-            "metric": pd.Categorical.from_codes(np.array(metrics, dtype=np.int32), list(metric_code)),
+            "run_id": pd.Categorical.from_codes(np.array(runs, dtype=np.int32), pd.Index(list(run_ids))),
+            "metric": pd.Categorical.from_codes(np.array(metrics, dtype=np.int32), pd.Index(list(metric_code))),
             "value": np.array(values, dtype=np.float64)})
 
     def params(self, run_ids: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -1,0 +1,65 @@
+"""`make check-results`: are the results in a folder what the store and the code would make now?
+
+What lives here: the comparison and its findings, a sentence each. What must not: writing into the folder.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from analysis.provenance import MANIFEST, Manifest, damages, unit_key
+from analysis.results import PARTS, exhibits_by_study, write_tables
+from analysis.text import counted
+from analysis.tidy import FINISHED, study_source
+from medst import tracking
+from medst.config import source_fingerprint
+
+
+def check_results(uri: str, experiment: str, out: Path) -> list[str]:
+    """What is wrong with the results in `out`, a sentence each; empty where they are in order.
+
+    Tables are made again in memory and compared byte by byte. Figures are compared by the runs and the code that they
+    were made from and by the hashes of their files.
+    """
+    if not (out / MANIFEST).exists():
+        return [f"MISSING {out / MANIFEST}: nothing was made here; run: make results"]
+    manifest = Manifest.read(out)
+    problems = list(damages(out, manifest.files))
+    snapshot = tracking.read_snapshot(uri, experiment)
+    source_code = source_fingerprint()
+    sources = [study_source(snapshot, name) for name in snapshot.studies]
+    sources = [source for source in sources if (source.runs["state"] == FINISHED).any()]
+    for unit in manifest.units:
+        if unit.partition("/")[0] not in snapshot.studies:
+            problems.append(f"STALE {unit}: the tracking store {uri} has no such study")
+    roles = exhibits_by_study(snapshot, sources)
+    with tempfile.TemporaryDirectory() as folder:
+        for source in sources:
+            own = roles[source.name]
+            key = unit_key(source.fingerprint, source_code, (exhibit.name for exhibit in own))
+            for part in PARTS:
+                made = manifest.units.get(f"{source.name}/{part}")
+                if made is None:
+                    problems.append(f"MISSING {part} of study {source.name}: not made yet; run: make results")
+                elif made != key:
+                    problems.append(f"STALE {part} of study {source.name}: {_why_stale(made, key)}; run: make results")
+            if manifest.units.get(f"{source.name}/tables") == key:
+                place = Path(folder) / source.name
+                for path in write_tables(source.load(), own, place, uri)[0]:
+                    name = f"tables/{path.name}"
+                    if (out / name).exists() and (out / name).read_bytes() != path.read_bytes():
+                        problems.append(f"EDITED {name}: differs from what the tracking store says")
+            done = source.runs.loc[source.runs["state"] == FINISHED, ["arm", "seed"]].drop_duplicates()
+            if len(done) < source.num_planned:
+                problems.append(f"INCOMPLETE study {source.name}: {len(done)} of "
+                                f"{counted(source.num_planned, 'planned trial')} finished; run: "
+                                f"make sweep SWEEP={source.name}")
+    problems += [f"INCOMPLETE {name}: {why}" for name, why in manifest.missing.items()]
+    return list(dict.fromkeys(problems))
+
+
+def _why_stale(made: str, key: str) -> str:
+    reasons = ("its runs changed", "the computing code changed", "the code that makes results changed")
+    found = [reason for reason, old, new in zip(reasons, made.split(" "), key.split(" "), strict=False) if old != new]
+    return ", ".join(found) or "its place in the paper changed"

@@ -1,0 +1,173 @@
+"""The one page report: every table and figure of a results folder in one file that needs nothing else.
+
+What lives here: from the JSON, captions and pictures in the folder to the values that `report.html.j2` sets out. What
+must not: numbers that are not in those files.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from analysis import paper
+from analysis.provenance import Manifest
+
+MINUS = "−"
+_STAMP = re.compile(r"\s*<!-- fingerprint \w* -->\s*")
+_STATES = ("missing", "running", "failed", "pruned")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell as the page shows it."""
+
+    text: str
+    below: str
+    """Second line: the paired difference."""
+    sort: str
+    """Number by which its column is sorted; '' goes last."""
+    details: str
+    """Everything known about it, one thing a line."""
+    runs: str
+    """`seed:run id` of the runs behind it, separated by spaces."""
+    mark: str
+
+
+def without_stamp(text: str) -> str:
+    """A caption without the comment that holds its fingerprint."""
+    return _STAMP.sub("", text).strip()
+
+
+def report_html(out: Path, manifest: Manifest, link: Callable[[str], str]) -> str:
+    """The page.
+
+    Args:
+        out: the results folder whose files `manifest` lists.
+        link: run id -> address of the run.
+    """
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+                              lstrip_blocks=True, undefined=StrictUndefined)
+    tables = {Path(name).stem: json.loads((out / name).read_text(encoding="utf-8"))
+              for name in manifest.files if name.startswith("tables/") and name.endswith(".json")}
+    captions = {Path(name).stem: without_stamp((out / name).read_text(encoding="utf-8"))
+                for name in manifest.files if name.startswith("figures/") and name.endswith(".md")}
+    sections = [*_exhibits(out, tables, captions, manifest), *_others(out, tables, captions)]
+    # The address of run 'RUN' tells where any run is.
+    return environment.get_template("report.html.j2").render(sections=sections, run_address=link("RUN"))
+
+
+def _exhibits(out: Path, tables: Mapping[str, Any], captions: Mapping[str, str], manifest: Manifest
+              ) -> Iterator[dict[str, Any]]:
+    for exhibits, heading in ((paper.TABLES, "Table"), (paper.FIGURES, "Figure")):
+        for number, exhibit in enumerate(exhibits, start=1):
+            head = {"id": exhibit.name, "heading": f"{heading} {number}", "title": exhibit.title}
+            if exhibit.name in tables and exhibit.kind == "table":
+                yield head | _table(tables[exhibit.name])
+            elif exhibit.name in captions and exhibit.kind == "figure":
+                yield head | _figure(out, exhibit.name, captions[exhibit.name])
+            else:
+                yield head | {"kind": "missing", "reason": manifest.missing.get(exhibit.name, "Not made yet.")}
+
+
+def _others(out: Path, tables: Mapping[str, Any], captions: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    for name, document in sorted(tables.items()):
+        if name not in paper.EXHIBITS:
+            yield {"id": f"table-{name}", "heading": "Further table", "title": document["title"]} | _table(document)
+    for name, caption in sorted(captions.items()):
+        if name not in paper.EXHIBITS:
+            title = name.replace("_", " ").capitalize()
+            yield {"id": f"figure-{name}", "heading": "Further figure", "title": title} | _figure(out, name, caption)
+
+
+def _figure(out: Path, name: str, caption: str) -> dict[str, Any]:
+    picture = base64.b64encode((out / "figures" / f"{name}.png").read_bytes()).decode()
+    return {"kind": "figure", "picture": picture, "caption": caption, "file": f"figures/{name}.pdf"}
+
+
+def _table(document: Mapping[str, Any]) -> dict[str, Any]:
+    cells = {(cell["arm"], cell["metric"]): cell for cell in document["cells"]}
+    panels: dict[str, list[Mapping[str, Any]]] = {}
+    for metric in document["metrics"]:
+        panels.setdefault(metric["panel"], []).append(metric)
+    shown = []
+    for title, metrics in panels.items():
+        rows = [{"arm": arm["name"], "kind": arm["kind"], "is_reference": arm["is_reference"],
+                 "state": _unfinished(arm["unfinished"]),
+                 "cells": [entry(cells[arm["name"], metric["key"]], metric, document, arm) for metric in metrics]}
+                for arm in document["arms"]]
+        heads = [{"text": metric["column"] if document["name"].startswith(("task_", "subgroups")) else metric["short"],
+                  "full": f"{metric['name']} ({metric['unit'] or 'no unit'}"
+                          f"{', ' + metric['protocol'] if metric['protocol'] else ''})"} for metric in metrics]
+        shown.append({"title": title, "heads": heads, "rows": rows})
+    return {"kind": "table", "question": document["title"], "warnings": document["warnings"], "panels": shown,
+            "caption": " ".join(document["caption"]), "expectations": [
+                {**expectation, "difference": _difference(expectation["difference"], _metric(document, expectation))}
+                for expectation in document["expectations"]],
+            "file": f"tables/{document['name']}", "fingerprint": document["fingerprint"]}
+
+
+def _metric(document: Mapping[str, Any], expectation: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = next(
+        (metric for metric in document["metrics"] if metric["key"] == expectation["metric"]),
+        {"scale": 1.0, "digits": 3, "short": expectation["metric"]})
+    return found
+
+
+def entry(cell: Mapping[str, Any], metric: Mapping[str, Any], document: Mapping[str, Any], arm: Mapping[str, Any]
+          ) -> Entry:
+    """What a cell shows, and what it says on hover."""
+    if cell["mean"] is None:
+        why = _unfinished(arm["unfinished"]) or "not measured"
+        return Entry("–", "", "", f"{arm['name']}\n{metric['name']}\nno number: {why}", "", "")
+    text = _number(cell["mean"], metric)
+    lines = [arm["name"], metric["name"], f"mean {text} {metric['unit']}, n = {cell['n']}".rstrip()]
+    if cell["low"] is not None:
+        half = (cell["high"] - cell["low"]) / 2
+        text += f" ± {_number(half, metric)}"
+        lines.append(f"95 % interval {_number(cell['low'], metric)} to {_number(cell['high'], metric)}")
+    if cell["deviation"] is not None and metric["task"] != "subgroups":
+        lines.append(f"standard deviation over seeds {_number(cell['deviation'], metric)}")
+    paired = cell["difference"]
+    if paired is not None and paired["mean"] is not None:
+        lines.append(f"minus {document['reference']}: {_difference(paired, metric)}, {paired['n']} pairs")
+        for name, key in (("effect size g", "effect_size"), ("correlation r", "correlation")):
+            if paired[key] is not None:
+                lines.append(f"{name} {paired[key]:.2f}".replace("-", MINUS))
+    if cell["adjusted_p"] is not None:
+        lines.append(f"p, adjusted for all arms: {cell['adjusted_p']:.3f}")
+    if cell["detectable"] is not None:
+        lines.append(f"minimum detectable difference {_number(cell['detectable'], metric)}")
+    if cell["values"]:
+        lines.append("by seed: " + ", ".join(f"{seed}: {_number(value, metric)}"
+                                             for seed, value in cell["values"].items()))
+    if arm["unfinished"]:
+        lines.append(f"not in it: {_unfinished(arm['unfinished'])}")
+    below = "" if paired is None or paired["mean"] is None else _difference(paired, metric)
+    return Entry(text, below, repr(cell["mean"]), "\n".join(lines),
+                 " ".join(f"{seed}:{run}" for seed, run in cell["run_ids"].items()),
+                 {"best": "‡", "contender": "†", "": ""}[cell["mark"]])
+
+
+def _unfinished(states: Mapping[str, int]) -> str:
+    return ", ".join(f"{states[state]} {state}" for state in _STATES if state in states)
+
+
+def _number(value: float, metric: Mapping[str, Any], signed: bool = False) -> str:
+    text = f"{value * metric['scale']:{'+' if signed else ''}.{metric['digits']}f}"
+    return (text if text.strip("+-0.") else text.lstrip("+-")).replace("-", MINUS)
+
+
+def _difference(paired: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
+    if paired["mean"] is None:
+        return "–"
+    mean = _number(paired["mean"], metric, signed=True)
+    if paired["low"] is None:
+        return mean
+    return f"{mean} [{_number(paired['low'], metric, signed=True)}, {_number(paired['high'], metric, signed=True)}]"
