@@ -43,6 +43,7 @@ PLACES = {
     "training.checkpoint_epochs": 0.5,
     "evaluation.track_embeddings": True,
     "evaluation.track_attention": True,
+    "evaluation.validation_scores": "every",
 }
 """Settings that cannot change a trial's numbers, each with a value that is not the default."""
 LATER = {"training.micro_batch": 3, "training.recompute": True, "training.compile": True}
