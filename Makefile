@@ -133,6 +133,13 @@ test-slow: export OMP_NUM_THREADS = 1
 test-slow: $(ENVIRONMENT)  ## Run the tests that take minutes each
 	@$(PYTHON) -m pytest -m slow $(ARGS)
 
+.PHONY: test-postgres review
+test-postgres: $(ENVIRONMENT)  ## Run the tracking tests and a study against MLflow on PostgreSQL (Debian packages)
+	@$(PYTHON) tests/postgres_server.py $(ARGS)
+
+review: $(ENVIRONMENT)  ## Walk the dashboard in a browser as a reviewer does; pictures in build/review
+	@$(PYTHON) tests/review_dashboard.py $(ARGS)
+
 check: $(ENVIRONMENT)  ## Lint and check the types
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m mypy

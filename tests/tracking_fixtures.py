@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -29,8 +31,12 @@ def _template() -> Path:
 
 
 def fresh_place(folder: Path) -> TrackingPlace:
-    """An empty store in `folder`, with the local folder beside it."""
+    """An empty store in `folder`, with the local folder beside it; on a test server (`make test-postgres`) an
+    experiment of its own."""
     folder.mkdir(parents=True, exist_ok=True)
+    server = os.environ.get("MEDST_TEST_TRACKING_SERVER")
+    if server is not None:
+        return TrackingPlace(server, folder / "runs", f"test-{uuid.uuid4().hex}")
     shutil.copy(_template(), folder / "mlflow.db")
     return TrackingPlace(f"sqlite:///{folder / 'mlflow.db'}", folder / "runs")
 

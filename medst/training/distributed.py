@@ -228,7 +228,7 @@ def host_store(address: str, port: int, world_size: int) -> dist.TCPStore:
 
 
 @contextmanager
-def joined(meeting: Meeting, store: dist.TCPStore | None = None,
+def joined(meeting: Meeting, store: dist.Store | None = None,
            while_waiting: Callable[[], None] | None = None) -> Iterator[Ranks]:
     """Join the other ranks, who may take half an hour to come; part from them at the end.
 
@@ -236,7 +236,11 @@ def joined(meeting: Meeting, store: dist.TCPStore | None = None,
         store: of the first rank, where it keeps one; otherwise the one at the meeting's address is used.
         while_waiting: called until all have come; may raise.
     """
-    store = store or dist.TCPStore(meeting.address, meeting.port, meeting.world_size, is_master=False, timeout=PATIENCE)
+    if store is None and "TORCHELASTIC_RUN_ID" in os.environ:
+        # torchrun may keep the store in its agent or in the first rank; torch knows where.
+        store, _, _ = next(dist.rendezvous("env://", meeting.rank, meeting.world_size, timeout=PATIENCE))
+    elif store is None:
+        store = dist.TCPStore(meeting.address, meeting.port, meeting.world_size, is_master=False, timeout=PATIENCE)
     store.set(f"came/{meeting.rank}", "")
     while while_waiting is not None and not store.check([f"came/{rank}" for rank in range(meeting.world_size)]):
         while_waiting()
