@@ -8,6 +8,7 @@ SHELL := bash
 # ---- What can be set on the command line -------------------------------------------------------------------------
 
 SWEEP ?= overview
+SEARCH ?= tiny
 BASE ?=
 DATA ?=
 ARGS ?=
@@ -79,12 +80,18 @@ $(STAMP): requirements.lock pyproject.toml
 
 # ---- Experiments -------------------------------------------------------------------------------------------------
 
-.PHONY: sweep plan paper smoke
+.PHONY: sweep plan search ladder paper smoke
 sweep: $(ENVIRONMENT)  ## Run an ablation study (SWEEP=overview) and print its tables; run again to go on
 	@$(MEDST) sweep run $(SWEEP) $(SWEEP_OPTIONS)
 
 plan: $(ENVIRONMENT)  ## Print what `make sweep` would run, what is done already and how long it takes
 	@$(MEDST) sweep plan $(SWEEP) $(SWEEP_OPTIONS)
+
+search: $(ENVIRONMENT)  ## Search settings on validation patients (SEARCH=tiny); run again to go on
+	@$(MEDST) search $(SEARCH) $(SWEEP_OPTIONS)
+
+ladder: $(ENVIRONMENT)  ## Would a cheaper study rank the arms alike? (SWEEP=overview ARGS="--of data")
+	@$(MEDST) sweep ladder $(SWEEP) $(SWEEP_OPTIONS)
 
 paper: $(ENVIRONMENT)  ## Run all full studies, then make every table and figure (hours; interrupt and go on at will)
 	@for study in $(PAPER); do $(MEDST) sweep run "$$study" $(SWEEP_OPTIONS); done

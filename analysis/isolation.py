@@ -214,5 +214,5 @@ def pareto(result: SearchResult) -> Picture | None:
             panel_letter(axes, position)
     return Picture(f"pareto_{result.name}", figure,
                    f"Search {result.name}: {int(known.sum())} finished trials; orange: the {int(is_front.sum())} that "
-                   "no other beats in all objectives, with their numbers. Right: the volume that they dominate above the "
-                   "worst value found in each objective. One seed: part of the front is luck.", result.name)
+                   "no other beats in all objectives, with their numbers. Right: the volume that they dominate above "
+                   "the worst value found in each objective. One seed: part of the front is luck.", result.name)

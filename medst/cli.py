@@ -85,6 +85,11 @@ class Executor(StrEnum):
     inline = "inline"
 
 
+class Share(StrEnum):
+    budget = "budget"
+    data = "data"
+
+
 class Protocol(StrEnum):
     as_published = "as-published"
     corrected = "corrected"
@@ -603,6 +608,72 @@ def sweep_status(
     raise typer.Exit(show_status(study, assignments or [], base=base, data_root=data))
 
 
+@sweep_app.command("ladder")
+def sweep_ladder(
+    study: StudyName = "overview",
+    of: Annotated[Share, typer.Option(help="Of what a rung has a share: pairs seen, or training patients.")] = (
+        Share.budget
+    ),
+    fractions: Annotated[str, typer.Option(help="Rungs below the full study.")] = "0.05,0.1,0.25",
+    assignments: Assignments = None,
+    base: Base = None,
+    data: DataRoot = None,
+    executor: ExecutorOption = Executor.ray,
+    jobs: Jobs = None,
+    retry_failed: RetryFailed = False,
+) -> None:
+    """Would a cheaper study rank the arms as the full one does? Runs what is missing of both, and prints the answer."""
+    from sweeps.commands import INTERRUPTED_CODE
+    from sweeps.ladder import LadderError, run_ladder
+
+    try:
+        shares = [float(text) for text in fractions.split(",")]
+    except ValueError:
+        raise LadderError(f"--fractions {fractions}: numbers with commas between them, such as 0.05,0.1") from None
+    code, name = run_ladder(study, of.value, shares, assignments=assignments or [], executor=executor.value, jobs=jobs,
+                            base=base, data_root=data, should_retry_failed=retry_failed)
+    if code != INTERRUPTED_CODE:
+        report_explorations(ladder=name)
+    raise typer.Exit(code)
+
+
+@app.command("search")
+def search(
+    name: Annotated[str, typer.Argument(metavar="SEARCH", help="A search of sweeps/searches/, or the path of a file.")],
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Trials in all; more than before go on.", show_default="as the file says")
+    ] = None,
+    assignments: Assignments = None,
+    base: Base = None,
+    data: DataRoot = None,
+    executor: ExecutorOption = Executor.ray,
+    jobs: Jobs = None,
+    retry_failed: RetryFailed = False,
+) -> None:
+    """Look for good settings on validation patients, then print what was found. Stopped or killed: run it again."""
+    from sweeps.commands import INTERRUPTED_CODE
+    from sweeps.search import run_search
+    from sweeps.searching.search_file import find_search, load_search
+
+    code = run_search(name, assignments or [], executor=executor.value, jobs=jobs, base=base, data_root=data,
+                      num_trials=trials, should_retry_failed=retry_failed)
+    if code != INTERRUPTED_CODE:
+        report_explorations(search=load_search(find_search(name), base=[base] if base else []).name)
+    raise typer.Exit(code)
+
+
+def report_explorations(search: str | None = None, ladder: str | None = None) -> None:
+    """File and print what there is to say of a search or a ladder."""
+    from analysis.explorations import make_explorations, print_markdown
+    from medst.tracking import TrackingPlace
+
+    place = TrackingPlace.of_project()
+    files = make_explorations(place.uri, place.experiment, RESULTS, search=search, ladder=ladder)
+    for path in files[:1]:
+        print_markdown(path)
+        typer.echo(f"Table and figures: {path.parent}")
+
+
 # ---- Results -----------------------------------------------------------------------------------------------------
 
 
@@ -624,8 +695,14 @@ def results(
 
         run_notebooks(place.uri, out)
         return
+    from analysis.explorations import make_explorations
     from analysis.results import make_results
+    from medst.tracking import list_studies
 
+    if part is None and study is None:
+        explored = make_explorations(place.uri, place.experiment, out)
+        if explored and not list_studies(place.uri, place.experiment):
+            return
     make_results(place.uri, place.experiment, out, only=part.value if part else None, studies=study)
 
 
