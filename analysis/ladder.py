@@ -179,9 +179,9 @@ def caption(ladder: Ladder) -> str:
     return (f"Study {ladder.plan['study']} at shares of {what}, ranked by {metric.name}: {full.num_arms} arms, "
             f"{full.num_seeds} seeds. Correlations of the arms' means with those of the full study, with 95 % "
             f"intervals of the bootstrap over seeds, rung and full study drawn together.{few} One seed: Kendall's τ of "
-            "single seeds with the full study's mean of the other seeds; in the full row the most that any rung can be expected to "
-            "reach. Same choice: whether the best arm is the same, and in how many of the samples. Regret: what "
-            f"choosing by the rung loses in the full study ({metric.unit}).{left_out}")
+            "single seeds with the full study's mean of the other seeds; in the full row the most that any rung can "
+            "be expected to reach. Same choice: whether the best arm is the same, and in how many of the samples. Regret: "
+            f"what choosing by the rung loses in the full study ({metric.unit}).{left_out}")
 
 
 def markdown(ladder: Ladder) -> str:
