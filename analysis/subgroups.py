@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -42,12 +43,11 @@ def subgroup_table(study: Study, predictions: Mapping[str, pd.DataFrame], curren
     Args:
         predictions: run -> example, group, label, score, finding and the columns of TRAITS.
     """
-    arms = {arm: [run for run in runs if run in predictions] for arm, runs in _runs(study).items()}
-    frames = {run: _judged(predictions[run]) for runs in arms.values() for run in runs}
-    frames = {run: frame for run, frame in frames.items() if len(frame)}
-    if not frames or not any(trait in next(iter(frames.values())) for trait in TRAITS):
+    frames = _frames(study, predictions)
+    if not any(trait in frame for own in frames.values() for frame in own.values() for trait in TRAITS):
         return None
-    patients = pd.Index(sorted({group for frame in frames.values() for group in frame["group"]}))
+    everyone = [frame["group"] for own in frames.values() for frame in own.values()]
+    patients = pd.Index(sorted(set(pd.concat(everyone))))
     weights = statistics.resampled_weights(len(patients), num_replicates)
     panels, metrics = [], {}
     parts: list[tuple[str, str, dict[str, str]]] = [("all", "All studies", {"": "all"})]
@@ -57,14 +57,13 @@ def subgroup_table(study: Study, predictions: Mapping[str, pd.DataFrame], curren
         for value, name in values.items():
             metric = Metric(f"subgroup/{trait}/{value or 'all'}", f"Zero-shot AUROC, mean over findings, {name}",
                             name, "subgroups", title, name, chance=0.5)
-            scores = {arm: _scores([frames[run] for run in runs if run in frames], trait, value, patients, weights)
-                      for arm, runs in arms.items()}
-            if any(score is not None for score in scores.values()):
+            scores = {arm: _scores(own, trait, value, patients, weights) for arm, own in frames.items()}
+            if any(scores.values()):
                 shown.append(metric)
                 metrics[metric.key] = scores
         if shown:
             panels.append(Panel(title, tuple(shown)))
-    rows = [Row(arm, "arm", arm == study.plan.reference, len(arms[arm]),
+    rows = [Row(arm, "arm", arm == study.plan.reference, study.states(arm).get(FINISHED, 0),
                 {key: _cell(arm, scores, study) for key, scores in metrics.items()},
                 {state: number for state, number in study.states(arm).items() if state != FINISHED})
             for arm in study.plan.arms]
@@ -86,26 +85,37 @@ _NORMAL = 1.96
 """Half width of a 95 % interval in standard errors."""
 
 
-def _runs(study: Study) -> dict[str, list[str]]:
+@dataclass(frozen=True)
+class _Score:
+    """One arm at one seed in one subgroup."""
+
+    level: float
+    replicates: Floats
+    num_patients: int
+
+
+def _frames(study: Study, predictions: Mapping[str, pd.DataFrame]) -> dict[str, dict[int, pd.DataFrame]]:
+    """Arm -> seed -> its predictions on the five findings, where there are any."""
     done = study.trials[study.trials["state"] == FINISHED]
-    return {arm: done.loc[done["arm"] == arm, "run_id"].tolist() for arm in study.plan.arms}
+    frames: dict[str, dict[int, pd.DataFrame]] = {arm: {} for arm in study.plan.arms}
+    for arm, seed, run in zip(done["arm"], done["seed"], done["run_id"], strict=True):
+        if run in predictions:
+            frame = predictions[run]
+            frames[arm][int(seed)] = frame[frame["finding"].isin(FINDINGS)]
+    return frames
 
 
-def _judged(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame[frame["finding"].isin(FINDINGS)]
-
-
-def _scores(frames: Sequence[pd.DataFrame], trait: str, value: str, patients: pd.Index, weights: Floats
-            ) -> tuple[float, Floats, int] | None:
-    """Mean over seeds and findings, its replicates, and the patients in the subgroup; None where there is too little.
+def _scores(frames: Mapping[int, pd.DataFrame], trait: str, value: str, patients: pd.Index, weights: Floats
+            ) -> dict[int, _Score]:
+    """Seed -> mean over findings with its replicates; seeds with too little to judge are left out.
 
     Args:
         weights: (replicates, patients) how often each patient was drawn.
     """
-    levels, replicates, members = [], [], 0
-    for frame in frames:
+    scores = {}
+    for seed, frame in frames.items():
         part = frame if trait == "all" else frame[frame[trait] == value] if trait in frame else frame.iloc[:0]
-        members = max(members, part["group"].nunique())
+        levels, replicates = [], []
         for _, rows in part.groupby("finding"):
             labels = rows["label"].to_numpy(dtype=int)
             if min(labels.sum(), len(labels) - labels.sum()) < MIN_EXAMPLES:
@@ -115,25 +125,32 @@ def _scores(frames: Sequence[pd.DataFrame], trait: str, value: str, patients: pd
             found = statistics.weighted_auroc(labels, rows["score"].to_numpy(float), together)
             levels.append(found[0])
             replicates.append(found[1:])
-    if not levels:
-        return None
-    return float(np.mean(levels)), np.nanmean(np.array(replicates), axis=0), members
+        if levels:
+            scores[seed] = _Score(float(np.mean(levels)), np.mean(replicates, axis=0), part["group"].nunique())
+    return scores
 
 
-def _cell(arm: str, scores: Mapping[str, tuple[float, Floats, int] | None], study: Study) -> Cell:
+def _cell(arm: str, scores: Mapping[str, Mapping[int, _Score]], study: Study) -> Cell:
     own, reference = scores[arm], scores[study.plan.reference]
-    if own is None:
+    if not own:
         return Cell(statistics.mean_interval([]), None, math.nan, math.nan, "", {}, {})
     difference = None
-    if arm != study.plan.reference and reference is not None:
-        difference = statistics.PairedDifference(
-            _interval(own[0] - reference[0], own[1] - reference[1], min(own[2], reference[2])), math.nan)
-    runs = study.trials[(study.trials["arm"] == arm) & (study.trials["state"] == FINISHED)]
-    return Cell(_interval(*own), difference, math.nan, math.nan, "", {},
-                dict(zip(runs["seed"].tolist(), runs["run_id"].tolist(), strict=True)))
+    common = [seed for seed in own if seed in reference]
+    if arm != study.plan.reference and common:
+        difference = statistics.PairedDifference(_interval(
+            [own[seed].level - reference[seed].level for seed in common],
+            [own[seed].replicates - reference[seed].replicates for seed in common],
+            min(own[common[0]].num_patients, reference[common[0]].num_patients)), math.nan)
+    runs = study.trials[(study.trials["arm"] == arm) & study.trials["seed"].isin(list(own))]
+    first = next(iter(own.values()))
+    return Cell(_interval([score.level for score in own.values()], [score.replicates for score in own.values()],
+                          first.num_patients), difference, math.nan, math.nan, "",
+                {seed: score.level for seed, score in own.items()},
+                {int(seed): str(run) for seed, run in zip(runs["seed"], runs["run_id"], strict=True)})
 
 
-def _interval(mean: float, replicates: Floats, n: int) -> statistics.Interval:
-    error = float(np.nanstd(replicates, ddof=1))
-    # `deviation` is per patient, as a standard error times the root of n would be.
-    return statistics.Interval(mean, _NORMAL * error, n, error * math.sqrt(n))
+def _interval(levels: Sequence[float], replicates: Sequence[Floats], n: int) -> statistics.Interval:
+    """Mean over seeds, standard error over the replicates of it; one that drew no positive or negative is left out."""
+    error = float(np.nanstd(np.mean(replicates, axis=0), ddof=1))
+    # The interval's `deviation` is that of one patient: the standard error times the root of their number.
+    return statistics.Interval(float(np.mean(levels)), _NORMAL * error, n, error * math.sqrt(n))
