@@ -397,6 +397,7 @@ def tracked(records: Iterator[Record], config: Config, store: Store, key: str, n
     """
     from medst.config import source_fingerprint
     from medst.tracking import (
+        PRIVATE_NOTICE,
         TrackingPlace,
         TrialDescription,
         TrialState,
@@ -420,6 +421,8 @@ def tracked(records: Iterator[Record], config: Config, store: Store, key: str, n
         torch_version=torch_version(), environment=describe_environment(),
         is_private_tracked=is_private_tracking_allowed(),
     )
+    if description.is_private_tracked and description.is_credentialed:
+        typer.echo(PRIVATE_NOTICE)
     return track(records, description, place, model)
 
 

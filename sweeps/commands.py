@@ -18,6 +18,7 @@ from rich.console import Console
 
 from medst.config import parse_overrides
 from medst.tracking import (
+    PRIVATE_NOTICE,
     TrackingPlace,
     TrialState,
     describe_environment,
@@ -104,6 +105,8 @@ def run_study(loaded: Study, executor: ExecutorName, jobs: int | None, *, projec
         run_with_others(to_run, lambda trials: compute(plan, trials, study_run, name), place, console)
 
     def compute(plan: Plan, to_run: Sequence[Trial], study_run: str, name: str) -> None:
+        if is_private_tracking_allowed() and any(trial.data.is_credentialed for trial in to_run):
+            console.print(PRIVATE_NOTICE, highlight=False, soft_wrap=True)
         specs = specify(to_run, study=name, place=place, project=project, parent_run_id=study_run,
                         environment=describe_environment(project), is_private_tracked=is_private_tracking_allowed())
         seconds, _ = plan.seconds_per_trial()

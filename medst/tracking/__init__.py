@@ -25,7 +25,7 @@ from medst.tracking.connection import TrackingError, TrackingPlace, default_uri
 from medst.tracking.drain import drain_spools
 from medst.tracking.environment import describe_environment, torch_version
 from medst.tracking.names import TrialState
-from medst.tracking.privacy import is_private_tracking_allowed
+from medst.tracking.privacy import PRIVATE_NOTICE, is_private_tracking_allowed
 from medst.tracking.reading import (
     find_arrays,
     find_table,
@@ -43,6 +43,7 @@ from medst.tracking.studies import ensure_study_run, log_study_artifacts
 from medst.tracking.trials import TrialDescription, track
 
 __all__ = [
+    "PRIVATE_NOTICE",
     "Adoption",
     "Snapshot",
     "TrackingError",

@@ -7,6 +7,11 @@ import re
 
 PRIVATE_SWITCH = "MEDST_TRACK_PRIVATE"
 """Environment variable with which a user allows private artifacts of credentialed data in the store."""
+PRIVATE_NOTICE = (
+    f"{PRIVATE_SWITCH} is set: of these credentialed data the tracking store also takes per-patient predictions, "
+    "embeddings, attention maps, sample images with the words of their reports, and models with their vocabulary. Keep "
+    "the store as protected as the data; unset the variable to keep them at home.")
+"""Said before a trial that makes use of the switch."""
 
 _IDENTIFIERS = re.compile(
     r"\b[0-9a-f]{8}(?:-[0-9a-f]{8}){4}\b"  # dicom_id
