@@ -96,14 +96,15 @@ from medst.data.store import prepare_set
 if __name__ == "__main__":
     root, out, size, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
+    start, time_before = time.perf_counter(), time.process_time()
     store = prepare_set(out, "mimic-cxr-jpg", Source(str(root / "mimic-cxr-jpg"), str(root / "mimic-cxr")),
                         image_size=size, is_credentialed=False, num_workers=workers)
     seconds = time.perf_counter() - start
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    print(json.dumps({"num_images": len(store.mimic.images), "seconds": seconds, "cpu_seconds": own.ru_utime
-                      + own.ru_stime, "idle_mb": idle / 1024, "peak_mb": own.ru_maxrss / 1024,
-                      "worker_peak_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024}))
+    own, workers = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    cpu = sum(part.ru_utime + part.ru_stime for part in (own, workers)) - time_before
+    print(json.dumps({"num_images": len(store.mimic.images), "seconds": seconds, "cpu_seconds": cpu,
+                      "idle_mb": idle / 1024, "peak_mb": own.ru_maxrss / 1024,
+                      "worker_peak_mb": workers.ru_maxrss / 1024}))
 """
 
 
@@ -172,10 +173,10 @@ def main() -> None:
             root, out = Path(folder) / "corpus", Path(folder) / "store"
             write_corpus(root, num_images)
             scale.append(measure_preparation(root, out, arguments.image_size, arguments.workers))
-            print(f"{num_images:>7} images: {scale[-1]['seconds']:.1f} s, "
-                  f"{scale[-1]['images_per_second']:.0f} images/s, {scale[-1]['images_per_cpu_second']:.0f} images per CPU second of the main process, peak "
-                  f"{scale[-1]['peak_mb']:.0f} MB (idle {scale[-1]['idle_mb']:.0f}), "
-                  f"workers {scale[-1]['worker_peak_mb']:.0f} MB", flush=True)
+            now = scale[-1]
+            print(f"{num_images:>7} images: {now['seconds']:.1f} s, {now['images_per_second']:.0f} images/s "
+                  f"({now['images_per_cpu_second']:.0f} a CPU second), peak {now['peak_mb']:.0f} MB, "
+                  f"{now['idle_mb']:.0f} MB before; workers {now['worker_peak_mb']:.0f} MB", flush=True)
             shutil.rmtree(root)
             shutil.rmtree(out)
         results["scale"] = scale

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from raw_files import write_root
 
 from medst.config import Config, DataConfig, override
-from medst.data.batch import FRONTAL_VIEWS, VIEWS, Batch
+from medst.data.batch import Batch
 from medst.data.loader import (
     EvalLoader,
     LoaderError,
@@ -27,6 +27,7 @@ from medst.data.loader import (
 )
 from medst.data.store import Store, prepare
 from medst.data.tokenizer import Tokenizer, build_tokenizer
+from medst.data.views import FRONTAL_VIEWS, VIEWS
 
 SIZE, CROP, BATCH = 24, 16, 12
 

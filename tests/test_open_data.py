@@ -74,8 +74,9 @@ def write_open_i(root: Path, num_reports: int, *, is_kaggle: bool, is_packed: bo
         for name, projection in zip(names, ("Frontal", "Lateral"), strict=False):
             file = f"{name.removeprefix('CXR')}.dcm.png" if is_kaggle else f"{name}.png"
             picture(root / ("images/images_normalized" if is_kaggle else "NLMCXR_png") / file, number)
+            kaggle_name = f"{name.removeprefix('CXR')}.dcm.png"
             views.append(
-                {"uid": number, "filename": f"{name.removeprefix('CXR')}.dcm.png", "projection": projection} if is_kaggle
+                {"uid": number, "filename": kaggle_name, "projection": projection} if is_kaggle
                 else {"imageid": name, "View Position": "PA" if projection == "Frontal" else "LL"})
         text = XML.format(number=number, findings="" if number % 3 == 0 else "The heart is normal. There is XXXX.",
                           heading="Pleural Effusion/left/small" if number % 2 else "normal",

@@ -11,11 +11,6 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-VIEWS = ("AP", "PA", "LL", "LATERAL")
-"""View names; the index is the view code. An unknown frontal counts as PA."""
-FRONTAL_VIEWS = ("AP", "PA")
-LATERAL_VIEWS = ("LL", "LATERAL")
-
 _ON_HOST = ("frontal_view", "lateral_view", "lateral_row", "word_of_token")
 
 

@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medst.config import fingerprint, hash_file
-from medst.data.batch import FRONTAL_VIEWS
 from medst.data.captions import COLUMNS, Captions, write_captions
 from medst.data.image_array import ArrayContent, Reuse, write_array
 from medst.data.images import square_box
@@ -46,6 +45,7 @@ from medst.data.readers.nih import as_nih_patients, read_nih_patients
 from medst.data.selection import count_selection
 from medst.data.sources import Sources, require_companions
 from medst.data.twins import join_twins
+from medst.data.views import FRONTAL_VIEWS
 from medst.data.workers import Workers
 
 LARGEST_UNREADABLE_SHARE = 0.02

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from medst.config import DataConfig
-from medst.data.batch import VIEWS
 from medst.data.building import caption_steps, read_corpus
 from medst.data.captions import write_captions
 from medst.data.readers import DataError, read_covidx, read_ms_cxr, read_ms_cxr_t, read_rsna
@@ -26,6 +25,7 @@ from medst.data.selection import Step
 from medst.data.sources import DATA_SETS, sources_of_root
 from medst.data.store import Store, is_store, open_store
 from medst.data.support import limits
+from medst.data.views import VIEWS
 from medst.data.workers import Workers
 
 _PUBLISHED_VIEWS = {"AP": 0.390, "PA": 0.255, "LL": 0.093, "LATERAL": 0.220}

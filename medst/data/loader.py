@@ -21,10 +21,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from medst.config import Config, stream_seed
-from medst.data.batch import VIEWS, Batch
+from medst.data.batch import Batch
 from medst.data.store import MimicStore, Store
 from medst.data.support import check_support
 from medst.data.tokenizer import CaptionArrays, Tokenizer
+from medst.data.views import VIEWS
 
 _VIEW_CODE = {view: code for code, view in enumerate(VIEWS)}
 

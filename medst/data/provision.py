@@ -17,8 +17,8 @@ from medst.data.store import Store, prepare, store_path
 
 
 def phantom_of(root: Path) -> PhantomConfig | None:
-    """The phantom that a data root means: data/phantom/<preset>, or another draw of it, <preset>-draw-<number>; None for
-    any other folder."""
+    """The phantom that a data root means: data/phantom/<preset>, or another draw of it, <preset>-draw-<number>; None
+    for any other folder."""
     preset, _, draw = root.name.partition("-draw-")
     if root.parts[-3:-1] != ("data", "phantom") or preset not in PRESETS:
         return None

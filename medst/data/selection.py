@@ -14,7 +14,7 @@ from collections.abc import Set
 import numpy as np
 import pandas as pd
 
-from medst.data.batch import FRONTAL_VIEWS
+from medst.data.views import FRONTAL_VIEWS
 
 WINDOW = 4
 """Studies (or images) in a sequence, as published."""

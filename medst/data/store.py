@@ -34,6 +34,7 @@ from medst.data.sources import Source, Sources, sources_of_root
 
 MANIFEST = "manifest.json"
 """Written last: a folder with it is a whole store."""
+_OTHER_FORMAT = "it has the format of another version"
 PURPOSE = "purpose.json"
 """In an unfinished store: what it is made from, by which code."""
 
@@ -152,6 +153,8 @@ def prepare(data: DataConfig, num_workers: int = 1, step: Step | None = None) ->
     path = store_path(data)
     if path.is_dir() and _staleness(path, data) is None:
         return _open(path)
+    if is_store(Path(data.root)) and path == Path(data.root):
+        raise StoreError(f"{path}: {_OTHER_FORMAT}; prepare it again, into another folder")
     if not Path(data.root).is_dir():
         raise DataError(f"data.root={data.root}: no such folder; make phantom data with `medst data phantom`, or set "
                         "data.root to the folder that holds mimic-cxr-jpg/, mimic-cxr/, ...")
@@ -187,6 +190,8 @@ def prepare_set(out: Path, name: str, source: Source, *, image_size: int, is_cre
             sources = Sources(out.name, False, {})
             if out.is_dir():
                 manifest = _checked_manifest(out, image_size)
+                if manifest.get("format") != building.FORMAT:
+                    raise StoreError(f"{out}: {_OTHER_FORMAT}; prepare into another folder")
                 sources = Sources.from_json(manifest["sources"])
             wanted = sources.with_set(name, source, is_credentialed)
             is_current = out.is_dir() and (
@@ -275,13 +280,13 @@ def _staleness(path: Path, data: DataConfig) -> str | None:
     """
     manifest = _checked_manifest(path, data.image_size)
     if manifest.get("format") != building.FORMAT:
-        return "it has the format of another version"
-    if not manifest["is_cache"]:
+        return _OTHER_FORMAT
+    root = Path(data.root)
+    if not manifest["is_cache"] or is_store(root):
         return None
     if manifest["preparation"] != _preparation_fingerprint():
         return "the code that prepares data has changed since it was made"
-    root = Path(data.root)
-    if root.is_dir() and not is_store(root) and manifest["raw_signature"] != sources_of_root(root).signature():
+    if root.is_dir() and manifest["raw_signature"] != sources_of_root(root).signature():
         return f"the raw files in {data.root} have changed since it was made"
     return None
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from medst.config import Config
-from medst.data.batch import FRONTAL_VIEWS, LATERAL_VIEWS, VIEWS
 from medst.data.images import equalise_squares
 from medst.data.loader import centre_crop
 from medst.data.store import Store
 from medst.data.tokenizer import Tokenizer
+from medst.data.views import FRONTAL_VIEWS, LATERAL_VIEWS, VIEWS
 from medst.model import MedST
 from medst.model.outputs import TextFeatures
 

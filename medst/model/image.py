@@ -21,7 +21,7 @@ from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from medst.config import Behaviour, ExpertsConfig, ImageEncoderConfig
-from medst.data.batch import VIEWS
+from medst.data.views import VIEWS
 from medst.model.experts import LearnedExperts, ViewExperts
 from medst.model.initialisation import initialise_transformer, stream
 from medst.model.outputs import ImageFeatures

@@ -17,7 +17,6 @@ from typing import IO
 
 import pandas as pd
 
-from medst.data.batch import FRONTAL_VIEWS, LATERAL_VIEWS, VIEWS
 from medst.data.readers.corpus import LABELS, SPLITS, Corpus, Report, Reports, label_column, without_labels
 from medst.data.readers.tables import (
     DataError,
@@ -27,6 +26,7 @@ from medst.data.readers.tables import (
     read_table,
     refuse_rows,
 )
+from medst.data.views import FRONTAL_VIEWS, LATERAL_VIEWS, VIEWS
 
 JPG_ORIGIN = "MIMIC-CXR-JPG 2.0.0 (https://physionet.org/content/mimic-cxr-jpg/2.0.0/, credentialed access)"
 TEXT_ORIGIN = ("mimic-cxr-reports.zip of MIMIC-CXR 2.0.0 (https://physionet.org/content/mimic-cxr/2.0.0/, credentialed "
