@@ -101,7 +101,8 @@ def _table(document: Mapping[str, Any]) -> dict[str, Any]:
         rows = [{"arm": arm["name"], "kind": arm["kind"], "is_reference": arm["is_reference"],
                  "state": _unfinished(arm["unfinished"]),
                  "cells": [entry(cells[arm["name"], metric["key"]], metric, document, arm) for metric in metrics]}
-                for arm in document["arms"]]
+                for arm in document["arms"] if arm["kind"] == "arm" or any(
+                    cells[arm["name"], metric["key"]]["mean"] is not None for metric in metrics)]
         heads = [{"text": metric["column"] if document["name"].startswith(("task_", "subgroups")) else metric["short"],
                   "full": f"{metric['name']} ({metric['unit'] or 'no unit'}"
                           f"{', ' + metric['protocol'] if metric['protocol'] else ''})"} for metric in metrics]
