@@ -455,10 +455,15 @@ _FILES = ("data.vocabulary", "model.image.name", "model.text.name", "model.weigh
 """Keys that may name a local file or folder, whose content then decides, not its place."""
 
 
+@cache
+def _defaults() -> dict[str, Any]:
+    return flatten(Config())
+
+
 def canonical(config: Config) -> str:
     """JSON of all that can change the numbers: sorted keys, no places, the device's type only, no later key at its
     default."""
-    defaults = flatten(Config())
+    defaults = _defaults()
     flat = {key: value for key, value in flatten(config).items()
             if key not in _PLACES and not (key in _LATER and value == defaults[key])}
     for key in _FILES:
