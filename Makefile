@@ -129,6 +129,16 @@ dashboard: $(ENVIRONMENT)  ## Open MLflow on 127.0.0.1 (PORT=5000) on the tracki
 phantom: $(ENVIRONMENT)  ## Write the phantom data. PRESET=tiny|small|paper|smoke DATA=data/phantom/<preset>
 	@$(MEDST) data phantom --preset $(PRESET) --out "$(or $(DATA),data/phantom/$(PRESET))" $(ARGS)
 
+# ---- Speed -------------------------------------------------------------------------------------------------------
+
+.PHONY: bench
+bench: $(ENVIRONMENT)  ## Measure speed and memory against the published way (15 minutes). ARGS="--minutes 4"
+	@$(PYTHON) -m benchmarks $(ARGS)
+
+.PHONY: bench-engine
+bench-engine: $(ENVIRONMENT)  ## Measure what the ablation engine costs beside the trials (5 minutes). ARGS="ledger"
+	@$(PYTHON) -m benchmarks.engine $(ARGS)
+
 # ---- Checks ------------------------------------------------------------------------------------------------------
 
 .PHONY: test test-slow check

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -163,8 +164,7 @@ def descendants(pid: int, *words: str) -> list[int]:
     return found
 
 
-VICTIMS = ("driver", "worker", "ray", "server", "everything")
-WORKER, RAY = ("ray::",), ("gcs_server", "raylet/raylet")
+WORKER, RAY = ("ray::ImplicitFunc", "ray::_train"), ("gcs_server", "raylet/raylet")
 HANGING_SECONDS = 120.0
 """How long a driver may take to notice that its Ray is gone before the user would stop it."""
 
@@ -172,8 +172,10 @@ HANGING_SECONDS = 120.0
 class Saboteur:
     """Runs the same command until it ends well, and kills on the way."""
 
-    def __init__(self, project: Path, uri: str, server: Server | None, moments: random.Random) -> None:
-        self._project, self._server, self._moments = project, server, moments
+    def __init__(self, project: Path, uri: str, server: Server | None, executor: str, moments: random.Random) -> None:
+        self._project, self._server, self._executor, self._moments = project, server, executor, moments
+        self._victims = ["driver", "everything", *(["worker", "ray"] if executor == "ray" else []),
+                         *(["server"] if server is not None else [])]
         path = os.pathsep.join([str(HARNESS.parent), str(HARNESS)])
         self._environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "PYTHONPATH": path, "CRASH_STEP_SECONDS": "0.3"}
         self.killed: list[str] = []
@@ -186,7 +188,7 @@ class Saboteur:
             self.num_starts += 1
             with open(self._project / "driver.log", "ab") as log:
                 driver = subprocess.Popen(
-                    [sys.executable, str(HARNESS / "crash_driver.py"), str(self._project), "ray"],
+                    [sys.executable, str(HARNESS / "crash_driver.py"), str(self._project), self._executor],
                     env=self._environment, stdout=log, stderr=log, start_new_session=True)
             while driver.poll() is None and len(self.killed) < num_kills:
                 self._wait_for_trials(driver)
@@ -204,11 +206,21 @@ class Saboteur:
         return code
 
     def _wait_for_trials(self, driver: subprocess.Popen[bytes]) -> None:
-        while driver.poll() is None and not descendants(driver.pid, "ray::"):
-            time.sleep(0.1)
+        """Till a trial has written something since now."""
+        began, spool = time.time(), self._project / "runs" / "spool"
+
+        def last_sign() -> float:
+            times = [0.0]
+            for path in spool.glob("*/entries.jsonl"):
+                with suppress(FileNotFoundError):
+                    times.append(path.stat().st_mtime)
+            return max(times)
+
+        while driver.poll() is None and last_sign() < began:
+            time.sleep(0.05)
 
     def _kill(self, driver: subprocess.Popen[bytes]) -> None:
-        victim = self._moments.choice([name for name in VICTIMS if self._server or name != "server"])
+        victim = self._moments.choice(self._victims)
         match victim:
             case "driver":
                 driver.kill()
@@ -249,8 +261,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
     started.kill()
 
 
-def sabotage(project: Path, place: TrackingPlace, server: Server | None, seed: int, num_kills: int) -> None:
-    saboteur = Saboteur(project, place.uri, server, random.Random(seed))
+def sabotage(project: Path, place: TrackingPlace, server: Server | None, executor: str, seed: int, num_kills: int
+             ) -> None:
+    saboteur = Saboteur(project, place.uri, server, executor, random.Random(seed))
     code = saboteur.run(num_kills, max_starts=4 * num_kills)
     print(f"{len(saboteur.killed)} kills ({', '.join(saboteur.killed)}), {saboteur.num_starts} starts")
     assert code == 0, (project / "driver.log").read_text()[-3000:]
@@ -258,17 +271,18 @@ def sabotage(project: Path, place: TrackingPlace, server: Server | None, seed: i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_random_kills_of_driver_worker_and_ray_beside_a_file(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(("executor", "seed"), [("inline", 1), ("ray", 2), ("ray", 3)])
+def test_random_kills_beside_a_file(tmp_path: Path, executor: str, seed: int) -> None:
     project = tmp_path / "project"
     place = fresh_place(project)
     write_project(project)
-    sabotage(project, place, None, seed, num_kills=6)
+    sabotage(project, place, None, executor, seed, num_kills=6)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [4, 5])
-def test_random_kills_beside_a_server_that_is_killed_too(tmp_path: Path, server: Server, seed: int) -> None:
+@pytest.mark.parametrize(("executor", "seed"), [("inline", 4), ("ray", 5)])
+def test_random_kills_beside_a_server_that_is_killed_too(tmp_path: Path, server: Server, executor: str, seed: int
+                                                         ) -> None:
     project = tmp_path / "project"
     write_project(project)
-    sabotage(project, TrackingPlace(server.uri, project / "runs"), server, seed, num_kills=6)
+    sabotage(project, TrackingPlace(server.uri, project / "runs"), server, executor, seed, num_kills=6)
