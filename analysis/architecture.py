@@ -111,10 +111,13 @@ def _draw(axes: Axes, config: Mapping[str, Any]) -> None:
     for start, end in (((1.15, upper), (1.27, upper)), ((2.41, upper), (2.61, upper)), ((4.39, upper), (4.63, upper)),
                        ((1.77, lower), (2.61, lower)), ((4.39, lower), (4.63, lower))):
         _arrow(axes, start, end)
-    for name, height in losses:
-        if name == "global" or config[f"objective.lambda_{name}"]:
-            for own in (upper, lower):
-                _arrow(axes, (5.37, own), (5.5, height), GREY)
+    # One line collects both heads; every loss takes its input from it.
+    used = [height for name, height in losses if name == "global" or config[f"objective.lambda_{name}"]]
+    axes.plot([5.44, 5.44], [min(lower, *used), max(upper, *used)], color=BLACK, linewidth=0.7)
+    for own in (upper, lower):
+        axes.plot([5.36, 5.44], [own, own], color=BLACK, linewidth=0.7)
+    for height in used:
+        _arrow(axes, (5.44, height), (5.52, height))
 
 
 def _box(axes: Axes, x: float, y: float, width: float, height: float, text: str, face: str, ink: str = BLACK,
@@ -125,6 +128,6 @@ def _box(axes: Axes, x: float, y: float, width: float, height: float, text: str,
     axes.text(x, y, text, ha="center", va="center", fontsize=6, color=ink, linespacing=1.3)
 
 
-def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = BLACK) -> None:
-    axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=5, linewidth=0.7, color=colour,
+def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=5, linewidth=0.7, color=BLACK,
                                    shrinkA=0, shrinkB=0))

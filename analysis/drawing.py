@@ -17,7 +17,7 @@ from analysis.style import Picture
 from analysis.tidy import FINISHED, Study
 from medst import tracking
 
-MAX_ATTENTION_ARMS = 3
+MAX_ATTENTION_ARMS = 2
 
 
 def draw(study: Study, exhibits: Iterable[str], uri: str, only: str | None = None) -> Iterator[Picture]:

@@ -242,8 +242,9 @@ def expert_use(study: Study, curves: pd.DataFrame) -> Picture | None:
     num_columns = min(4, len(arms))
     num_rows = math.ceil(len(arms) / num_columns)
     with style():
+        width = PAGE_WIDTH if num_columns > 1 else COLUMN_WIDTH
         figure, grid = plt.subplots(num_rows, num_columns, squeeze=False, sharey=True,
-                                    figsize=(PAGE_WIDTH, 0.4 + 1.55 * num_rows))
+                                    figsize=(width, 0.4 + 1.55 * num_rows))
         for axes, arm in zip(grid.flat, arms, strict=False):
             names = _expert_names(study.level(arm, EXPERT_KEYS[0]), mean[arm].shape[1])
             areas = axes.stackplot(mean[arm].index, mean[arm].to_numpy().T * 100, colors=COLOURS, alpha=0.8,

@@ -41,39 +41,47 @@ def patients(study: Study, samples: Arrays | None, is_withheld: bool) -> Picture
     if samples is None:
         return all_withheld(study, "data", "Patients over time") if is_withheld else None
     num_patients, num_studies = min(2, len(samples["frontal"])), samples["frontal"].shape[1]
+    # In inches: a study is two square images side by side with the report below them.
+    width = PAGE_WIDTH / num_studies
+    side, text_height, head = (width - 0.14) / 2, 0.115 * NUM_REPORT_LINES, 0.42
+    height = head + side + 0.06 + text_height
     with style():
-        side = PAGE_WIDTH / (2 * num_studies + 0.4)
-        figure = plt.figure(figsize=(PAGE_WIDTH, num_patients * (side + 0.12 * NUM_REPORT_LINES + 0.4)))
-        parts = figure.subfigures(num_patients, 1, squeeze=False)[:, 0]
-        for patient, part in enumerate(parts):
-            grid = part.subplots(2, 2 * num_studies, height_ratios=[side, 0.12 * NUM_REPORT_LINES + 0.1],
-                                 gridspec_kw={"wspace": 0.02, "hspace": 0.02})
-            for axes in grid.flat:
-                axes.set_axis_off()
+        figure = plt.figure(figsize=(PAGE_WIDTH, num_patients * height), layout="none")
+
+        def place(left: float, top: float, right: float, bottom: float) -> Axes:
+            total = num_patients * height
+            axes = figure.add_axes((left / PAGE_WIDTH, 1 - bottom / total, (right - left) / PAGE_WIDTH,
+                                    (bottom - top) / total))
+            axes.set_axis_off()
+            return axes
+
+        for patient in range(num_patients):
+            top = patient * height
+            figure.text(0.03 / PAGE_WIDTH, 1 - (top + 0.04) / (num_patients * height), f"Patient {'ABC'[patient]}",
+                        va="top", fontsize=7, fontweight="bold")
             for number in range(num_studies):
-                frontal, lateral = grid[0, 2 * number], grid[0, 2 * number + 1]
-                place = patient, number
-                frontal.imshow(samples["frontal"][place].astype(float), cmap="gray", vmin=0, vmax=255)
-                frontal.set_title(f"Day {float(samples['days'][place]):.0f}\n{samples['frontal_view'][place]}",
-                                  fontsize=6, linespacing=1.2)
-                if samples["has_lateral"][place]:
-                    lateral.imshow(samples["lateral"][place].astype(float), cmap="gray", vmin=0, vmax=255)
-                    lateral.set_title(f"\n{samples['lateral_view'][place]}", fontsize=6, linespacing=1.2)
+                left, which = number * width + 0.03, (patient, number)
+                upper, lower = top + head, top + head + side
+                frontal = place(left, upper, left + side, lower)
+                lateral = place(left + side + 0.04, upper, left + 2 * side + 0.04, lower)
+                frontal.imshow(samples["frontal"][which].astype(float), cmap="gray", vmin=0, vmax=255)
+                frontal.set_title(f"Day {float(samples['days'][which]):.0f}, {samples['frontal_view'][which]}",
+                                  fontsize=6, pad=2)
+                if samples["has_lateral"][which]:
+                    lateral.imshow(samples["lateral"][which].astype(float), cmap="gray", vmin=0, vmax=255)
+                    lateral.set_title(str(samples["lateral_view"][which]), fontsize=6, pad=2)
                 else:
                     lateral.add_patch(Rectangle((0, 0), 1, 1, transform=lateral.transAxes, facecolor="#f2f2f2"))
-                    lateral.set_aspect("equal")
                     lateral.text(0.5, 0.5, "no lateral", transform=lateral.transAxes, ha="center", va="center",
                                  color=GREY, fontsize=6)
-                    lateral.set_title("\n ", fontsize=6, linespacing=1.2)
-                grid[1, 2 * number].text(0.02, 0.98, broken(str(samples["reports"][place]), 38, NUM_REPORT_LINES),
-                                         transform=grid[1, 2 * number].transAxes, va="top", fontsize=4.8,
-                                         linespacing=1.25)
-            part.suptitle(f"Patient {'ABC'[patient]}", x=0.004, ha="left", fontsize=7, fontweight="bold")
+                below = place(left, lower + 0.05, left + width - 0.1, lower + 0.05 + text_height)
+                below.text(0, 1, broken(str(samples["reports"][which]), 36, NUM_REPORT_LINES),
+                           transform=below.transAxes, va="top", fontsize=5, linespacing=1.25)
     return Picture("data", figure,
                    f"Data of study {study.plan.name}. {num_patients} held-out patients over time (days since the "
                    "first study shown): frontal and lateral view of every study and the beginning of its report, as "
-                   f"the model is given them. Those of the patients with {num_studies} studies that have the most "
-                   "laterals, drawn by a fixed seed.", study.plan.name)
+                   f"the model is given them. Of the patients with {num_studies} studies and laterals for half of them "
+                   "or more, those with the most labelled findings.", study.plan.name)
 
 
 def grounding_maps(study: Study, tracked: Mapping[str, Arrays], withheld: Sequence[str] = (), seed: int = 0
@@ -114,8 +122,8 @@ def grounding_maps(study: Study, tracked: Mapping[str, Arrays], withheld: Sequen
             grid[row, 0].set_ylabel(f"{broken(arm, 18)}\n({name})", fontsize=6.5)
     patch = ""
     if len(kinds) > 1:
-        patch = (" Rows 'patch': cosine of the reference patch (circle, in the middle of the box) with all patches of "
-                 "its image.")
+        patch = (" Rows 'patch': cosine of the reference patch (circle: the patch that holds the middle of the box) with "
+                 "all patches of its image.")
     return Picture(
         "attention", figure,
         f"Study {study.plan.name}. Rows 'phrase': cosine of a phrase's words with the image's patches, bilinear, "

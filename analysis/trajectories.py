@@ -70,7 +70,7 @@ def tsne_over_time(study: Study, tracked: Mapping[str, Arrays], is_withheld: boo
             places = tsne(embeddings.reshape(-1, width), seed).reshape(num_sequences, length, 2)
             share, random_share = neighbour_share(embeddings)
             shares.append(f"{arm} {share * 100:.0f} % (at random {random_share * 100:.1f} %)")
-            axes.add_collection(LineCollection(list(places), colors=GREY, linewidths=0.3, alpha=0.4, zorder=1))
+            axes.add_collection(LineCollection(list(places), colors=GREY, linewidths=0.25, alpha=0.25, zorder=1))
             points = axes.scatter(places[..., 0], places[..., 1], c=np.tile(np.arange(1, length + 1), num_sequences),
                                   cmap=plt.get_cmap(SEQUENTIAL, length), vmin=0.5, vmax=length + 0.5, s=5,
                                   linewidths=0.2, edgecolors="white", zorder=2)
@@ -81,7 +81,7 @@ def tsne_over_time(study: Study, tracked: Mapping[str, Arrays], is_withheld: boo
             axes.set_yticks([])
             axes.set_box_aspect(1)
             axes.spines[:].set_edgecolor(BLACK)
-        bar = figure.colorbar(points, ax=grid[0].tolist(), fraction=0.03, pad=0.02, ticks=range(1, length + 1))
+        bar = figure.colorbar(points, ax=grid[0].tolist(), fraction=0.03, pad=0.02, shrink=0.7, ticks=range(1, length + 1))
         bar.outline.set_visible(False)
         bar.set_label("Study in the sequence")
     return Picture("tsne", figure,

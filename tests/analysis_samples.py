@@ -12,7 +12,7 @@ from analysis import registry
 from analysis.tidy import Expectation, Plan, Study, assemble
 from medst import tracking
 from medst.config import Config, override, source_fingerprint
-from medst.records import Arrays, Facts, Metrics, Record
+from medst.records import Arrays, Facts, Metrics, Record, Table
 
 SOURCE = "5ce0a11f0c0de000"
 OVERVIEW_ARMS = (
@@ -107,10 +107,43 @@ def make_grounding_arrays(num_examples: int = 8, side: int = 64, blur: float = 8
         maps.append(near + generator.normal(0, 0.02, (side, side)))
         boxes.append([[column - 6, row - 6, 12, 12], [np.nan] * 4])
     findings = np.array([registry.FINDINGS[index % 5] for index in range(num_examples)])
-    return {"images": np.array(images).astype(np.uint8), "similarity": np.array(maps, dtype=np.float32),
+    points = np.array(boxes)[:, 0, :2] + 6
+    return {"images": np.array(images).astype(np.uint8), "patch_similarity": np.array(maps, dtype=np.float32),
+            "reference": points.astype(np.float32), "similarity": np.array(maps, dtype=np.float32),
             "attention": np.array(maps, dtype=np.float32), "boxes": np.array(boxes, dtype=np.float32),
             "phrases": np.array(["patchy opacity in the left lower lobe has increased"] * num_examples),
             "findings": findings}
+
+
+def make_sequences(num_patients: int = 12, length: int = 3, side: int = 16) -> tuple[Arrays, Arrays]:
+    """(embeddings, samples): a patient's studies lie close together; every second study has a lateral."""
+    generator = np.random.default_rng(0)
+    embeddings = generator.normal(0, 1, (num_patients, 1, 8)) + generator.normal(0, 0.1, (num_patients, length, 8))
+    embeddings /= np.linalg.norm(embeddings, axis=2, keepdims=True)
+    days = np.tile(np.arange(length) * 10.0, (num_patients, 1)).astype(np.float32)
+    shape = (2, length)
+    has_lateral = np.tile(np.arange(length) % 2 == 0, (2, 1))
+    images = generator.integers(0, 255, (*shape, side, side)).astype(np.uint8)
+    return (Arrays("embeddings/temporal", {"embeddings": embeddings.astype(np.float32), "days": days}),
+            Arrays("samples/sequences", {
+                "frontal": images, "lateral": images, "has_lateral": has_lateral, "days": days[:2],
+                "frontal_view": np.full(shape, "AP"), "lateral_view": np.where(has_lateral, "LL", ""),
+                "reports": np.full(shape, "the heart is large and there is a small left effusion")}))
+
+
+def make_predictions(seed: int, shift: float = 1.0, num_patients: int = 30) -> pd.DataFrame:
+    """Three studies a patient; positives score `shift` higher."""
+    generator = np.random.default_rng(seed)
+    patients = np.repeat(np.arange(num_patients), 3)
+    frames = []
+    for finding in registry.FINDINGS:
+        label = (np.arange(len(patients)) % 2).astype(int)
+        frames.append(pd.DataFrame({
+            "example": np.arange(len(patients)), "group": [f"{patient:016x}" for patient in patients], "label": label,
+            "score": shift * label + generator.normal(0, 1, len(patients)), "finding": finding,
+            "view": np.where(patients % 2 == 0, "AP", "PA"), "sex": np.where(patients % 3 == 0, "F", "M"),
+            "age": "40-59", "prior": np.where(np.arange(len(patients)) % 3 == 0, "no", "yes")}))
+    return pd.concat(frames, ignore_index=True)
 
 
 def fill_store(uri: str, folder: Path, plan: Plan, *, is_credentialed: bool = False, track_attention: bool = False,
@@ -129,7 +162,8 @@ def fill_store(uri: str, folder: Path, plan: Plan, *, is_credentialed: bool = Fa
     }, is_running=False)
     for run in runs.itertuples():
         assigned = plan.assignments.get(str(run.arm), {})
-        config = override(Config(), {**assigned, "seed": run.seed, "evaluation.track_attention": track_attention})
+        config = override(Config(), {**assigned, "seed": run.seed, "evaluation.track_attention": track_attention,
+                                     "evaluation.track_embeddings": track_attention})
         values = numbers[numbers["run_id"] == run.run_id].set_index("metric")["value"]
         is_fact = values.index.str.startswith("facts/")
         records: list[Record] = [
@@ -138,7 +172,8 @@ def fill_store(uri: str, folder: Path, plan: Plan, *, is_credentialed: bool = Fa
             Metrics(600, values[~is_fact].to_dict()),
         ]
         if track_attention:
-            records.append(Arrays("attention/grounding", make_grounding_arrays(6, 16)))
+            records += [Arrays("attention/grounding", make_grounding_arrays(6, 16)), *make_sequences(),
+                        Table("predictions/finding_zero_shot", make_predictions(int(run.seed)), is_private=True)]
         description = tracking.TrialDescription(
             config=config, key=str(run.key), arm=str(run.arm), data_name=plan.data,
             source_fingerprint=source_fingerprint(), data_fingerprint="da7af1a9e7000000",

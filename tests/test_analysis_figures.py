@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from analysis_samples import PRIMARY, make_curves, make_frames, make_grounding_arrays, make_plan, make_study
+from analysis_samples import (
+    PRIMARY,
+    make_curves,
+    make_frames,
+    make_grounding_arrays,
+    make_plan,
+    make_sequences,
+    make_study,
+)
 from matplotlib.image import imread
+from PIL import Image
 
-from analysis import figures, pictures, registry, statistics, style
+from analysis import architecture, figures, pictures, registry, statistics, style, trajectories
 from analysis.tidy import Study, assemble
+from medst.config import Config, flatten, override
 
 EXPERTS = {"2 experts": {}, "1 expert": {"model.experts.num_experts": 1}, "4 experts": {"model.experts.num_experts": 4}}
 LEVELS = (0.0, 0.3, 1.0)
@@ -136,27 +148,91 @@ def test_expert_use_of_arms_with_several_experts() -> None:
 def test_grounding_maps_with_true_boxes_and_withheld() -> None:
     study = _with({"full": {}, "no local alignment": {}}, 2)
     arrays = make_grounding_arrays()
-    picture = pictures.grounding_maps(study, {"full": arrays}, withheld=["no local alignment"])
-    assert picture is not None
-    grid = np.array(picture.figure.axes).reshape(3, pictures.NUM_EXAMPLES)
+    picture = pictures.grounding_maps(study, {"full": arrays, "no local alignment": arrays})
+    assert picture is not None and picture.name == "attention"
+    # A row of images, then phrases and patches for each of two arms.
+    grid = np.array(picture.figure.axes).reshape(5, pictures.NUM_EXAMPLES)
     box = grid[0, 1].patches[0]
     assert (box.get_x() + 0.5, box.get_y() + 0.5, box.get_width(), box.get_height()) == pytest.approx(
         tuple(arrays["boxes"][1, 0]))
     assert len(grid[0, 1].patches) == 1, "a box of NaN is no box"
-    assert [text.get_text() for text in grid[2, 0].texts] == ["withheld"]
+    assert [axes.get_ylabel() for axes in grid[:, 0]] == [
+        "Image and\ntrue box", "full\n(phrase)", "no local alignment\n(phrase)", "full\n(patch)",
+        "no local alignment\n(patch)"]
+    peak = np.unravel_index(int(arrays["similarity"][2].argmax()), (64, 64))
+    assert grid[1, 2].lines[0].get_xydata().tolist() == [[peak[1], peak[0]]]
+    assert grid[3, 2].lines[0].get_xydata()[0] + 0.5 == pytest.approx(arrays["reference"][2])
     nothing = pictures.grounding_maps(study, {}, withheld=["full"])
     assert nothing is not None and "withheld" in nothing.caption
     assert pictures.grounding_maps(study, {}) is None
+
+
+def test_data_shows_every_study_and_says_where_a_lateral_is_absent() -> None:
+    study = _with({"full": {}}, 1)
+    samples = make_sequences()[1].arrays
+    picture = pictures.patients(study, samples, False)
+    assert picture is not None and picture.name == "data"
+    texts = [text.get_text() for axes in picture.figure.axes for text in axes.texts]
+    assert texts.count("no lateral") == 2 and sum(text.startswith("the heart is large") for text in texts) == 6
+    assert len(picture.figure.axes) == 2 * 2 * 6
+    withheld = pictures.patients(study, None, True)
+    assert withheld is not None and "withheld" in withheld.caption
+    assert pictures.patients(study, None, False) is None
+
+
+def test_neighbour_share_by_hand() -> None:
+    # Two patients of two studies on a line: 0, 1 and 10, 11; the nearest other point is the patient's own.
+    embeddings = np.array([[[0.0], [1.0]], [[10.0], [11.0]]])
+    assert trajectories.neighbour_share(embeddings, 1) == (1.0, pytest.approx(1 / 3))
+    # 0, 10 and 1, 11: the nearest is always the other patient's.
+    assert trajectories.neighbour_share(np.array([[[0.0], [10.0]], [[1.0], [11.0]]]), 1)[0] == 0.0
+
+
+def test_tsne_draws_a_panel_an_arm_and_repeats() -> None:
+    study = _with({"full": {}, "global only": {}}, 1)
+    arrays = make_sequences()[0].arrays
+    picture = trajectories.tsne_over_time(study, {"global only": arrays, "full": arrays}, False)
+    assert picture is not None
+    first, second = picture.figure.axes[:2]
+    assert [axes.get_title(loc="left") for axes in (first, second)] == ["global only", "full"]
+    points = [axes.collections[1].get_offsets() for axes in (first, second)]
+    assert points[0].shape == (36, 2)
+    np.testing.assert_array_equal(*points)
+    assert trajectories.tsne_over_time(study, {}, False) is None
+
+
+@pytest.mark.parametrize(("settings", "box", "expected"), [
+    ({}, "experts", "2 experts by view"),
+    ({"model.experts.num_experts": 1, "model.experts.hidden_scale": 2.0}, "experts",
+     "1 expert by view, hidden width × 2"),
+    ({"model.experts.routing": "learned", "model.experts.num_experts": 4}, "experts",
+     "4 experts, learned top-1 routing"),
+    ({"objective.lambda_local": 0.0}, "local", "Local alignment\nnot used (λ1 = 0)"),
+    ({"data.views": "frontal"}, "images", "Frontal alone\n64 × 64 pixels"),
+    ({"model.image.patch_size": 16}, "patches", "Patch embedding\n16 patches a view\nof 16 pixels"),
+])
+def test_architecture_follows_the_config(settings: dict[str, object], box: str, expected: str) -> None:
+    config = flatten(override(Config(), settings))
+    assert architecture.texts_of(config)[box] == expected
+    params = {key: value if isinstance(value, str) else json.dumps(value) for key, value in config.items()}
+    study = replace(_with({"full": {}}, 1), params={"full": params})
+    picture = architecture.architecture(study)
+    assert picture is not None
+    assert expected in [text.get_text() for text in picture.figure.axes[0].texts]
+    assert architecture.architecture(replace(study, params={})) is None
 
 
 def test_files_are_vector_raster_and_caption_and_repeat(tmp_path: Path) -> None:
     contents = []
     for folder in (tmp_path / "first", tmp_path / "second"):
         folder.mkdir()
-        paths = style.save(figures.forest(_with({"full": {}, "a": {}})), folder)
+        paths = style.save(figures.forest(_with({"full": {}, "a": {}})), folder, "f1f2f3f4")
         assert [path.name for path in paths] == ["forest_sample.pdf", "forest_sample.png", "forest_sample.md"]
         contents.append([path.read_bytes() for path in paths])
     assert contents[0] == contents[1]
+    assert b"fingerprint f1f2f3f4" in contents[0][0] and b"<!-- fingerprint f1f2f3f4 -->" in contents[0][2]
+    with Image.open(tmp_path / "first" / "forest_sample.png") as image:
+        assert image.info["Fingerprint"] == "f1f2f3f4"
     assert contents[0][0].startswith(b"%PDF") and b"/Subtype /Image" not in contents[0][0]
     pixels = imread(tmp_path / "first" / "forest_sample.png")
     assert pixels.shape[1] == pytest.approx(style.COLUMN_WIDTH * 220, abs=2)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import DescrStatsW
 
@@ -209,3 +210,56 @@ def test_contenders_keep_the_best() -> None:
     truth = np.array([0.02, 0.018, 0.015, 0.0, -0.02])
     kept = [statistics.contenders(generator.normal(truth, 0.01, (6, 5)))[0] for _ in range(500)]
     assert np.mean(kept) >= 0.95 - 2 * math.sqrt(0.95 * 0.05 / 500)
+
+
+def test_standardised_difference_by_hand() -> None:
+    # Differences 1, 2, 3: mean 2, deviation 1; the factor for 2 degrees of freedom is 1 / gamma(1/2).
+    paired = statistics.paired_difference([1.0, 2.0, 3.0], [0.0, 0.0, 0.0])
+    assert paired.effect_size == pytest.approx(2 / math.sqrt(math.pi))
+    assert math.isnan(statistics.standardised_difference(1.0, 0.5, 2))
+    assert math.isnan(statistics.standardised_difference(1.0, 0.0, 6))
+
+
+def test_standardised_difference_against_scipy() -> None:
+    # t = d sqrt(n); the mean of the noncentral t says by how much d is too large on average.
+    generator = np.random.default_rng(0)
+    first, second = generator.normal(0.3, 1, 7), generator.normal(0, 1, 7)
+    t = stats.ttest_rel(first, second).statistic
+    bias = stats.nct.mean(6, 1.0)
+    assert statistics.paired_difference(first, second).effect_size == pytest.approx(t / math.sqrt(7) / bias)
+
+
+def test_weighted_auroc_by_hand() -> None:
+    labels, scores = [1, 0, 1, 0], [0.9, 0.5, 0.5, 0.1]
+    # Pairs of positive and negative: (.9, .5) (.9, .1) won, (.5, .5) tied, (.5, .1) won.
+    assert statistics.weighted_auroc(labels, scores, [[1, 1, 1, 1]]) == pytest.approx([3.5 / 4])
+    # The first positive drawn twice, the last negative not at all: won 2, tied 1 of 3.
+    assert statistics.weighted_auroc(labels, scores, [[2, 1, 1, 0]]) == pytest.approx([2.5 / 3])
+    assert np.isnan(statistics.weighted_auroc(labels, scores, [[0, 1, 0, 1]])).all()
+
+
+def test_weighted_auroc_against_sklearn() -> None:
+    generator = np.random.default_rng(1)
+    labels, scores = generator.integers(0, 2, 60), generator.normal(0, 1, 60).round(1)
+    weights = generator.integers(0, 4, (20, 60))
+    expected = [roc_auc_score(labels, scores, sample_weight=row) for row in weights]
+    np.testing.assert_allclose(statistics.weighted_auroc(labels, scores, weights), expected)
+
+
+def test_resampled_weights_draw_groups_with_replacement() -> None:
+    weights = statistics.resampled_weights(5, 2000)
+    assert (weights.sum(axis=1) == 5).all()
+    # A count is binomial(5, 1/5): mean 1, variance 0.8.
+    np.testing.assert_allclose(weights.mean(axis=0), 1.0, atol=0.08)
+    np.testing.assert_allclose(weights.var(axis=0), 0.8, atol=0.1)
+    np.testing.assert_array_equal(weights, statistics.resampled_weights(5, 2000))
+
+
+def test_bootstrap_of_auroc_against_scipy() -> None:
+    generator = np.random.default_rng(2)
+    labels = np.repeat([0, 1], 60)
+    scores = generator.normal(0, 1, 120) + labels
+    drawn = statistics.weighted_auroc(labels, scores, statistics.resampled_weights(120, 2000))
+    other = stats.bootstrap((labels, scores), lambda truth, score: roc_auc_score(truth, score), paired=True,
+                            vectorized=False, n_resamples=2000, rng=np.random.default_rng(3), method="percentile")
+    assert np.nanstd(drawn, ddof=1) == pytest.approx(other.standard_error, rel=0.1)

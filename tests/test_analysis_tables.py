@@ -263,8 +263,10 @@ def test_latex_survives_any_name(arm: str) -> None:
     assert rendering.latex_escape("a_b & 5% of \\x{}") == r"a\_b \& 5\% of \textbackslash{}x\{\}"
 
 
-def _check_latex(source: str) -> None:
+def _check_latex(stamped: str) -> None:
     """Braces and mathematics are balanced, environments nest, every row has the columns that its tabular declares."""
+    stamp, _, source = stamped.partition("\n")
+    assert re.fullmatch(r"% fingerprint \w*", stamp)
     bare = re.sub(r"\\[\\&%$#_{}]", "", source)
     assert "#" not in bare and "%" not in bare
     depth = 0

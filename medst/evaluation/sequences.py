@@ -47,7 +47,9 @@ def sequence_embeddings(context: EvaluationContext) -> Arrays | None:
 
 
 def sample_sequences(context: EvaluationContext) -> Arrays | None:
-    """`samples/sequences`: images and reports of a few held-out patients, those with the most laterals, drawn by seed.
+    """`samples/sequences`: images and reports of a few held-out patients.
+
+    Of those with laterals for half of their studies or more, the ones with the most labelled findings.
 
     Arrays, n patients of T studies: `frontal`, `lateral` (n, T, H, W) uint8 centre crops, mid-grey where there is no
     lateral; `has_lateral` (n, T); `frontal_view`, `lateral_view` (n, T); `reports` (n, T) cleaned texts; `days` (n, T)
@@ -64,9 +66,10 @@ def sample_sequences(context: EvaluationContext) -> Arrays | None:
         return None
     long = [history[:longest] for history in histories if len(history) >= longest]
     has_lateral = (studies["lateral"] >= 0).to_numpy()
-    drawn = np.random.default_rng(0).permutation(len(long))
-    rows = np.stack([long[place] for place in sorted(drawn, key=lambda place: -has_lateral[long[place]].sum())
-                     [:NUM_SAMPLES]])
+    num_findings = sum((finding_labels(studies, finding) == 1).astype(np.int64) for finding in FINDINGS)
+    # A picture of the data should show laterals, and something on them.
+    long.sort(key=lambda history: (2 * has_lateral[history].sum() < longest, -num_findings[history].sum()))
+    rows = np.stack(long[:NUM_SAMPLES])
     chosen = studies.iloc[rows.ravel()]
     crop = context.config.data.crop_size
     margin = (mimic.images.shape[1] - crop) // 2
