@@ -61,7 +61,8 @@ def read_covid_chestxray(folder: str | Path) -> Corpus:
     optional = ["filename", "folder", "modality", "date", "license", "clinical_notes", "other_notes", "notes", "sex",
                 "age", "finding", "view"]
     frame = read_table(path, ["patientid", "offset"], optional)
-    frame = frame.reindex(columns=["patientid", "offset", *optional])
+    # Words, also where a column is absent and all its cells are missing.
+    frame = frame.reindex(columns=["patientid", "offset", *optional]).astype(object)
     steps = [("rows of the metadata", len(frame))]
     refuse_rows(path, frame, "patientid", frame["patientid"].isna(), "is empty", "every image needs its patient")
     problems = []
