@@ -1,7 +1,7 @@
 """Runs the tracking tests and a miniature study against MLflow on a real PostgreSQL: `make test-postgres`.
 
-PostgreSQL comes from Debian's packages: it is installed where this is root and it is missing. Where it cannot be had, the
-script says so and ends well. All that it starts it ends; all files lie in a scratch folder.
+PostgreSQL comes from Debian's packages: it is installed where this is root and it is missing. Where it cannot be had,
+the script says so and ends well. All that it starts it ends; all files lie in a scratch folder.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ STUDY = """
 name: tiny
 question: Does a lost node change anything?
 base: [base.yaml]
-reference: λ1 = 1
+reference: λ1 = 1.0
 primary_metric: test/score
 seeds: [0, 1]
 grid:

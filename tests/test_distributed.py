@@ -24,10 +24,11 @@ from medst.training.distributed import Meeting, Ranks, count_over_ranks
 from medst.training.launch import RankError, RankLost, on_ranks
 from medst.trial import run_trial
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 """Of the gradients of two ranks against those of one, whose sums have another order: relative to the largest gradient
 of the same parameter, or to a hundredth of the largest of all where that is more. Biases before a BatchNorm have a
-gradient of zero, of which rounding alone is left."""
+gradient of zero, of which rounding alone is left. Found: 3e-13 (5e-10 with learned routing, whose shares are counted
+in float32) and 3e-4."""
 
 
 def two_ranks(**settings: object) -> Config:
@@ -62,7 +63,7 @@ def test_two_ranks_of_half_a_batch_have_the_gradients_of_one(
             assert float(np.abs(found[name] - value).max()) <= TOLERANCE[dtype] * scale, name
         else:
             # Terms are averaged in float32; ranks whose batches are halves count retrieval over the whole batch too.
-            np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_the_rank_norm_of_one_rank_is_batch_norm() -> None:

@@ -61,11 +61,11 @@ def test_the_lowest_validation_loss_that_kept_a_model_is_promoted_and_comes_back
 def test_what_cannot_be_promoted_is_refused_with_a_remedy(place: TrackingPlace, tmp_path: Path) -> None:
     without = finished(place, "a", 1.0, None)
     private = finished(place, "b", 1.0, "secret", is_credentialed=True)
-    with pytest.raises(TrackingError, match="kept no model.*flagged_arms"):
+    with pytest.raises(TrackingError, match=r"kept no model.*flagged_arms"):
         promote(without, "candidate", uri=place.uri)
     with pytest.raises(TrackingError, match="stayed home, since its data are credentialed"):
         promote(private, "candidate", uri=place.uri)
-    with pytest.raises(TrackingError, match="no run 'f{32}'"):
+    with pytest.raises(TrackingError, match=r"no run 'f{32}'"):
         promote("f" * 32, "candidate", uri=place.uri)
     with pytest.raises(TrackingError, match="none of 2 finished runs of study 'overview', arm 'full'"):
         best_run("overview", "full", place.uri, place.experiment)
