@@ -184,6 +184,20 @@ def test_same_seed_same_batches_other_seed_or_epoch_others(store: Store, tokeniz
     assert next(other.batches(1)).study.tolist() != first[0].study.tolist()
 
 
+def test_batches_for_a_device_keep_on_the_host_what_routes_tokens(store: Store, tokenizer: Tokenizer) -> None:
+    loader, ahead = TrainLoader(store, tokenizer, config()), TrainLoader(store, tokenizer, config(), "meta")
+    validation = EvalLoader(store, tokenizer, config(), "validate", "meta")
+    batches = list(ahead.batches(0))
+    assert len(batches) == len(loader) >= 2
+    for on_host, on_device in zip(loader.batches(0), batches, strict=True):
+        for name in ("frontal_view", "lateral_view", "lateral_row", "word_of_token"):
+            assert torch.equal(getattr(on_host, name), getattr(on_device, name)), name
+        for name in ("frontal", "lateral", "token_ids", "attention_mask", "study", "sequences"):
+            assert getattr(on_device, name).device.type == "meta", name
+            assert getattr(on_device, name).shape == getattr(on_host, name).shape, name
+    assert all(batch.word_of_token.device.type == "cpu" for batch in validation)
+
+
 def test_a_resumed_epoch_goes_on_exactly(store: Store, tokenizer: Tokenizer) -> None:
     loader = TrainLoader(store, tokenizer, config())
     whole = list(loader.batches(3, sequence_length=3))

@@ -22,11 +22,14 @@ from torch import Tensor
 
 from medst.config import Config, stream_seed
 from medst.data.batch import Batch
+from medst.data.prefetch import prefetched, to_device
 from medst.data.store import MimicStore, Store
 from medst.data.support import check_support
 from medst.data.tokenizer import CaptionArrays, Tokenizer
 from medst.data.views import VIEWS
 
+_AHEAD = 2
+"""Batches that are made ahead of an accelerator."""
 _VIEW_CODE = {view: code for code, view in enumerate(VIEWS)}
 
 
@@ -156,8 +159,10 @@ class TrainLoader:
         Args:
             sequence_length: studies in a complete sequence; None: `data.sequence_length`.
         """
-        for position, plan in enumerate(self.plan(epoch, sequence_length)[start:], start=start):
-            yield self._assemble(plan, epoch, position)
+        plans = enumerate(self.plan(epoch, sequence_length)[start:], start=start)
+        batches = (self._assemble(plan, epoch, position) for position, plan in plans)
+        # A processor that trains has no time to spare for a thread beside it.
+        return batches if self._device.type == "cpu" else prefetched(batches, depth=_AHEAD)
 
     def plan(self, epoch: int, sequence_length: int | None = None) -> list[PlannedBatch]:
         """The rows of `pairs` that every batch of an epoch holds."""
@@ -179,10 +184,11 @@ class TrainLoader:
         has_lateral = self.pairs.lateral[lateral_rows] >= 0
 
         def view(images: np.ndarray, corners: np.ndarray, jitter: np.ndarray) -> Tensor:
-            crops = to_unit_range(crop(_read(self._mimic.images, images), corners, data.crop_size).to(self._device))
+            crops = crop(_read(self._mimic.images, images), corners, data.crop_size)
+            crops = to_unit_range(to_device(crops, self._device))
             if data.brightness_jitter == 0:
                 return crops
-            gain, offset = torch.from_numpy(jitter).to(self._device).view(-1, 2, 1, 1, 1).unbind(1)
+            gain, offset = to_device(torch.from_numpy(jitter), self._device).view(-1, 2, 1, 1, 1).unbind(1)
             return (crops * (1 + gain) + offset).clamp(-1.0, 1.0)
 
         return _batch(
@@ -272,7 +278,7 @@ def centre_crop(images: np.ndarray, size: int, device: torch.device | str = "cpu
     """(N, S, S) uint8 -> (N, 1, size, size) float in [-1, 1], from the middle (rounded towards top and left)."""
     first = (images.shape[1] - size) // 2
     middle = np.ascontiguousarray(images[:, first:first + size, first:first + size])
-    return to_unit_range(torch.from_numpy(middle).unsqueeze(1).to(device))
+    return to_unit_range(to_device(torch.from_numpy(middle).unsqueeze(1), device))
 
 
 def to_unit_range(images: Tensor) -> Tensor:
@@ -350,17 +356,18 @@ def _read(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def _batch(pairs: Pairs, rows: np.ndarray, lateral_rows: np.ndarray, sequences: np.ndarray, captions: CaptionArrays,
            device: torch.device, *, frontal: Tensor, lateral: Tensor) -> Batch:
-    """Put a batch together; `lateral_rows` names the pair whose lateral each row meets."""
+    """Put a batch together; `lateral_rows` names the pair whose lateral each row meets. What routes tokens stays on the
+    host, as `Batch.to` would leave it."""
     study = pairs.study[rows]
     has_lateral = pairs.lateral[lateral_rows] >= 0
     encoded = captions.batch(pairs.caption[rows])
 
     def tensor(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values.astype(np.int64)).to(device, non_blocking=True)
+        return torch.from_numpy(values.astype(np.int64))
 
     return Batch(
         frontal=frontal, frontal_view=tensor(pairs.frontal_view[rows]), lateral=lateral,
         lateral_view=tensor(pairs.lateral_view[lateral_rows[has_lateral]]),
-        lateral_row=tensor(np.flatnonzero(has_lateral)), token_ids=encoded.token_ids.to(device),
-        attention_mask=encoded.attention_mask.to(device), word_of_token=encoded.word_of_token.to(device),
-        study=tensor(study), sequences=tensor(sequences))
+        lateral_row=tensor(np.flatnonzero(has_lateral)), token_ids=to_device(encoded.token_ids, device),
+        attention_mask=to_device(encoded.attention_mask, device), word_of_token=encoded.word_of_token,
+        study=to_device(tensor(study), device), sequences=to_device(tensor(sequences), device))

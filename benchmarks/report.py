@@ -1,0 +1,174 @@
+"""From measurements to `results/bench.json`, a table in Markdown and figures.
+
+What must not live here: measuring.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from benchmarks.training import ANOMALY_NAME, FAST_NAME, PUBLISHED_NAME, REDUCED_NAME
+
+matplotlib.use("Agg")
+
+
+def write(results: dict[str, Any], folder: Path) -> list[Path]:
+    """Write `bench.json`, `bench.md` and the figures; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "bench.json", folder / "bench.md"]
+    for path, text in zip(paths, (json.dumps(results, indent=1), markdown(results)), strict=True):
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    if "growth" in results:
+        paths.append(_growth_figure(results["growth"], folder / "bench-growth.png"))
+    if "curves" in results:
+        paths.append(_curves_figure(results["curves"], folder / "bench-curves.png"))
+    if "memory" in results:
+        paths.append(_memory_figure(results["memory"], folder / "bench-memory.png"))
+    return paths
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """All tables."""
+    return "\n".join(_lines(results)) + "\n"
+
+
+def _lines(results: dict[str, Any]) -> Iterator[str]:
+    machine = results["machine"]
+    yield (f"Measured on {machine['device']}, {machine['cores']} cores, {machine['threads']} threads, torch "
+           f"{machine['torch']}; load at the start {machine['load']:.1f}. Seconds are {machine['clock']} time. Median "
+           "(quartiles) of interleaved rounds; a ratio is the median of the ratios within a round.")
+    for name, measured in results.get("training", {}).items():
+        yield from _training_lines(name, measured)
+    if "memory" in results:
+        yield from _memory_lines(results["memory"])
+    if "input" in results:
+        yield from _table("Input, one core", ["setting", "ours, images/s", "published, images/s", "ratio", "step takes",
+                                              "ours against the step"],
+                          [[name, _number(item["images_per_second"]["ours"]),
+                            _number(item["images_per_second"]["published"]), _number(item["ratio"]),
+                            f"{item['step_images_per_second']:.3g}", _number(item["times_what_the_step_takes"])]
+                           for name, item in results["input"].items()])
+    if "shares" in results:
+        shares = results["shares"]
+        yield from _table("Where the time of a tiny training step goes", ["part", "share of wall time"],
+                          [[name.replace("_", " "), f"{100 * shares[name]:.0f} %"]
+                           for name in ("matrix_work", "loading", "other_kernels")]
+                          + [[f"`{name}`", f"{100 * share:.1f} %"] for name, share in shares["largest"].items()])
+    if "sharing" in results:
+        yield from _table("Small trials that share the device", ["trials", "steps/s in all"],
+                          [[str(number), f"{rate:.2f}"] for number, rate in
+                           results["sharing"]["steps_per_second"].items()])
+    if "growth" in results:
+        yield from _table("Growth of the step", ["factor", "sizes", "exponent", "expected"],
+                          [[factor, ", ".join(map(str, item["sizes"])), f"{item['exponent']:.2f}",
+                            f"{item['expected']:.0f}"] for factor, item in results["growth"].items()])
+    if "curves" in results:
+        curves = results["curves"]
+        yield ""
+        largest, last = 100 * curves["largest_relative_distance"], 100 * curves["last_relative_distance"]
+        yield (f"Loss curves of float32 and bfloat16 over {curves['steps']} steps at tiny ({curves['data']}), smoothed "
+               f"over {curves['smoothed_over']} steps, are apart by at most {largest:.2f} %, by {last:.2f} % at the "
+               "end.")
+
+
+def _training_lines(name: str, measured: dict[str, Any]) -> Iterator[str]:
+    seconds, ratios = measured["seconds"], measured["faster_than"]
+    rows = []
+    for label, time in seconds.items():
+        against = "1" if label == FAST_NAME else _number(ratios[label])
+        rows.append([label, _number(time), against])
+    size = f"{measured['parameters'] / 1e6:.1f} M parameters"
+    yield from _table(f"Training step, {name}: {measured['pairs']} pairs, {measured['laterals']} laterals, {size}",
+                      ["way", "seconds", "times as long as ours"], rows)
+    share, rate = measured["share_of_product_rate"], measured["products_per_second"]
+    reduced = measured["reduced_faster_than"]
+    yield ""
+    yield (f"The losses of `{PUBLISHED_NAME}` and `{FAST_NAME}` differ by {measured['largest_difference']:.1e} at "
+           f"most. `{FAST_NAME}` runs at {_percent(share[FAST_NAME])} of the rate of the bare matrix products of its "
+           f"layers ({rate['float32'] / 1e9:.4g} GFLOP/s in the same rounds), `{REDUCED_NAME}` at "
+           f"{_percent(share[REDUCED_NAME])} of {rate['bfloat16'] / 1e9:.4g} GFLOP/s in bfloat16; it is "
+           f"{_number(reduced[PUBLISHED_NAME])} times as fast as `{PUBLISHED_NAME}` and "
+           f"{_number(reduced[ANOMALY_NAME])} times as fast as `{ANOMALY_NAME}`.")
+    parts = measured["parts"]
+    yield from _table(f"Parts of our step, {name}", ["part", "seconds"],
+                      [[part, _number(time)] for part, time in parts.items()])
+    evaluation = measured["evaluation_pairs_per_second"]
+    yield from _table(f"Evaluation, {name}", ["way", "pairs/s"],
+                      [[way, _number(rate)] for way, rate in evaluation.items()])
+
+
+def _memory_lines(memory: dict[str, Any]) -> Iterator[str]:
+    rows = []
+    for label, peaks in memory["peak_bytes"].items():
+        rows.append([label, *(f"{peak / 1e9:.2f}" for peak in peaks),
+                     f"{memory['line'][label]['bytes_a_pair'] / 1e6:.0f}",
+                     f"{memory['bytes_at_144_sequences_of_4'][label] / 1e9:.0f}"])
+    states = f"{memory['states_bytes'] / 1e9:.1f} GB"
+    head = ["setting", *(f"{pairs} pairs" for pairs in memory["pairs"]), "MB a pair",
+            "576 pairs, extrapolated, with states"]
+    yield from _table(f"Peak memory of a step at paper, GB beyond weights, gradients and moments ({states}), "
+                      f"{memory['precision']}", head, rows)
+
+
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield ""
+    yield f"### {title}"
+    yield ""
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "|".join([" :-- "] + [" --: "] * (len(head) - 1)) + "|"
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+
+
+def _number(value: dict[str, float]) -> str:
+    return f"{value['median']:.3g} ({value['low']:.3g} to {value['high']:.3g})"
+
+
+def _percent(value: dict[str, float]) -> str:
+    return f"{100 * value['median']:.0f} % ({100 * value['low']:.0f} to {100 * value['high']:.0f})"
+
+
+def _growth_figure(growth: dict[str, Any], path: Path) -> Path:
+    figure = Figure(figsize=(10, 2.8), layout="constrained")
+    for axes, (factor, item) in zip(figure.subplots(1, len(growth), sharey=True), growth.items(), strict=True):
+        axes.loglog(item["sizes"], [item["seconds"][str(size)]["median"] for size in item["sizes"]], "o-")
+        axes.set_xlabel(factor)
+        axes.set_title(f"exponent {item['exponent']:.2f}, expected {item['expected']:.0f}", fontsize=9)
+        axes.set_xticks(item["sizes"], [str(size) for size in item["sizes"]])
+        axes.minorticks_off()
+    figure.axes[0].set_ylabel("seconds a step")
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _curves_figure(curves: dict[str, Any], path: Path) -> Path:
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for precision, style in (("float32", "-"), ("bfloat16", "--")):
+        axes.plot(curves["loss"][precision], style, linewidth=0.9, label=precision)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _memory_figure(memory: dict[str, Any], path: Path) -> Path:
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for label, peaks in memory["peak_bytes"].items():
+        axes.plot(memory["pairs"], [peak / 1e9 for peak in peaks], "o-", label=label)
+    axes.set_xlabel("pairs in a batch")
+    axes.set_ylabel("peak memory of a step in GB")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    return path
