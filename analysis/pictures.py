@@ -122,8 +122,8 @@ def grounding_maps(study: Study, tracked: Mapping[str, Arrays], withheld: Sequen
             grid[row, 0].set_ylabel(f"{broken(arm, 18)}\n({name})", fontsize=6.5)
     patch = ""
     if len(kinds) > 1:
-        patch = (" Rows 'patch': cosine of the reference patch (circle: the patch that holds the middle of the box) with "
-                 "all patches of its image.")
+        patch = (" Rows 'patch': cosine of the reference patch (circle: the patch that holds the middle of the box) "
+                 "with all patches of its image.")
     return Picture(
         "attention", figure,
         f"Study {study.plan.name}. Rows 'phrase': cosine of a phrase's words with the image's patches, bilinear, "

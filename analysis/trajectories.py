@@ -81,7 +81,8 @@ def tsne_over_time(study: Study, tracked: Mapping[str, Arrays], is_withheld: boo
             axes.set_yticks([])
             axes.set_box_aspect(1)
             axes.spines[:].set_edgecolor(BLACK)
-        bar = figure.colorbar(points, ax=grid[0].tolist(), fraction=0.03, pad=0.02, shrink=0.7, ticks=range(1, length + 1))
+        bar = figure.colorbar(points, ax=grid[0].tolist(), fraction=0.03, pad=0.02, shrink=0.7,
+                              ticks=range(1, length + 1))
         bar.outline.set_visible(False)
         bar.set_label("Study in the sequence")
     return Picture("tsne", figure,
