@@ -239,9 +239,9 @@ def refuse_unshared(folder: Path) -> None:
     def sees(path: str) -> bool:
         return Path(path).is_file() and Path(path).read_text() == token
 
-    look = ray.remote(sees).options(num_cpus=0)
+    look = ray.remote(sees)
     answers = {node["NodeManagerAddress"]: look.options(
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(str(mark))
+        num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(str(mark))
         for node in nodes}
     blind = [address for address, answer in answers.items() if not ray.get(answer)]
     mark.unlink()

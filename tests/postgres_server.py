@@ -78,7 +78,7 @@ def postgres(folder: Path) -> Iterator[str]:
     run("pg_ctl", "start", "--wait", "--pgdata", data, "--log", str(folder / "log"), "--options", options)
     try:
         run("createdb", "--host", "127.0.0.1", "--port", str(port), "--username", "mlflow", "mlflow")
-        yield f"postgresql://mlflow@127.0.0.1:{port}/mlflow"
+        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/mlflow"
     finally:
         run("pg_ctl", "stop", "--wait", "--mode", "immediate", "--pgdata", data)
 
