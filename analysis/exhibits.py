@@ -61,7 +61,9 @@ def show(name: str) -> Shown:
     if study is None:
         return Shown(paper.placeholder(exhibit, available))
     part = "tables" if exhibit.kind == "table" else "figures"
-    make_results(place.uri, place.experiment, out, only=part, studies=[study], console=Console(file=io.StringIO()))
+    # In a kernel a console would show itself instead of writing to its file.
+    silent = Console(file=io.StringIO(), force_jupyter=False)
+    make_results(place.uri, place.experiment, out, only=part, studies=[study], console=silent)
     text = out / part / f"{name}.md"
     if name in Manifest.read(out).missing:
         return Shown(paper.placeholder(exhibit, [study]))

@@ -36,13 +36,16 @@ def run_notebooks(uri: str, out: Path, console: Console | None = None, folder: P
     environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, OUT: str(out.absolute()), "PYTHONPATH": search}
     # Named by what is imported, not by a kernel that someone registered: this Python runs them.
     manager = AsyncKernelManager(kernel_name="python3")
+    channels = None
     written = []
     try:
         for path in sorted(folder.glob("*.ipynb")):
             notebook = nbformat.read(path, as_version=4)
             client = NotebookClient(notebook, km=manager, timeout=SECONDS_A_CELL,
                                     resources={"metadata": {"path": str(Path.cwd())}})
+            client.kc = channels
             client.execute(env=environment)
+            channels = client.kc
             target = out / "notebooks" / path.name
             temporary = target.with_suffix(".new")
             nbformat.write(notebook, temporary)
@@ -50,6 +53,8 @@ def run_notebooks(uri: str, out: Path, console: Console | None = None, folder: P
             written.append(target)
             console.print(f"{path.name}: ran", highlight=False)
     finally:
+        if channels is not None:
+            channels.stop_channels()
         if manager.has_kernel:
             asyncio.run(manager.shutdown_kernel(now=True))
     return written

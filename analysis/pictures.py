@@ -43,7 +43,7 @@ def patients(study: Study, samples: Arrays | None, is_withheld: bool) -> Picture
     num_patients, num_studies = min(2, len(samples["frontal"])), samples["frontal"].shape[1]
     # In inches: a study is two square images side by side with the report below them.
     width = PAGE_WIDTH / num_studies
-    side, text_height, head = (width - 0.14) / 2, 0.115 * NUM_REPORT_LINES, 0.42
+    side, text_height, head = (width - 0.14) / 2, 0.115 * NUM_REPORT_LINES, 0.34
     height = head + side + 0.06 + text_height
     with style():
         figure = plt.figure(figsize=(PAGE_WIDTH, num_patients * height), layout="none")

@@ -174,7 +174,8 @@ def test_data_shows_every_study_and_says_where_a_lateral_is_absent() -> None:
     assert picture is not None and picture.name == "data"
     texts = [text.get_text() for axes in picture.figure.axes for text in axes.texts]
     assert texts.count("no lateral") == 2 and sum(text.startswith("the heart is large") for text in texts) == 6
-    assert len(picture.figure.axes) == 2 * 2 * 6
+    # Two patients of three studies: frontal, lateral, report.
+    assert len(picture.figure.axes) == 2 * 3 * 3
     withheld = pictures.patients(study, None, True)
     assert withheld is not None and "withheld" in withheld.caption
     assert pictures.patients(study, None, False) is None

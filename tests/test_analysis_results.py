@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import ast
 import io
+import json
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 from analysis_samples import PRIMARY, fill_store, make_frames, make_plan
+from nbclient.exceptions import CellExecutionError
 from rich.console import Console
 
-from analysis import results
+from analysis import checking, paper, results, trace
+from analysis.notebooks import FOLDER, run_notebooks
 from analysis.tidy import load_study
 from medst import tracking
+from medst.config import hash_file
 from medst.tracking.studies import study_run_id
 
 ARMS = ("full", "no local alignment")
 PLAN = make_plan(ARMS, 2, "overview", {"full": {}, "no local alignment": {"objective.lambda_local": 0.0}})
 CREDENTIALED = make_plan(("full", "global only"), 1, "private")
+MADE_FIGURES = ("data", "architecture", "view_expert_use", "attention", "tsne", "learning_curves")
 EXPERIMENT = tracking.TrackingPlace.of_project().experiment
 
 
@@ -54,25 +61,161 @@ def test_a_study_comes_back_as_it_was_tracked(uri: str) -> None:
 
 def test_all_files_are_there_and_nothing_else(made: tuple[Path, list[Path], str]) -> None:
     out, paths, told = made
-    assert sorted(path for path in out.rglob("*") if path.is_file()) == sorted(paths)
+    cached = out / results.CACHE
+    found = [path for path in out.rglob("*") if path.is_file() and cached not in path.parents]
+    assert sorted(found) == sorted(paths)
     names = {path.relative_to(out).as_posix() for path in paths}
-    for name in ("tables/overview.md", "tables/overview.tex", "tables/overview.csv", "tables/private.csv",
-                 "tables/task_temporal_image.tex", "figures/forest_overview.pdf", "figures/forest_overview.png",
-                 "figures/curves_overview.pdf", "figures/grounding_overview.png", "README.md"):
+    for name in ("tables/overview.md", "tables/overview.tex", "tables/overview.csv", "tables/overview.json",
+                 "tables/private.csv", "tables/task_temporal_image.tex", "tables/subgroups.csv",
+                 "figures/forest_overview.pdf", "figures/forest_overview.png", "figures/curves_private.pdf",
+                 *(f"figures/{name}.pdf" for name in MADE_FIGURES), "README.md", "report.html", "manifest.json"):
         assert name in names
     assert all(path.stat().st_size > 0 for path in paths)
     assert f"tables in {out / 'tables'}" in told and f"figures in {out / 'figures'}" in told
 
 
-def test_figures_of_credentialed_data_say_withheld(made: tuple[Path, list[Path], str]) -> None:
+def test_figures_of_credentialed_data_say_withheld(uri: str, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    private = f"sqlite:///{store / 'mlflow.db'}"
+    fill_store(private, store / "runs", CREDENTIALED, is_credentialed=True, track_attention=True)
+    results.make_results(private, EXPERIMENT, tmp_path / "out", console=Console(file=io.StringIO()))
+    for name in ("data", "attention", "tsne"):
+        assert "withheld" in (tmp_path / "out" / "figures" / f"{name}.md").read_text(encoding="utf-8")
+    assert not (tmp_path / "out" / "tables" / "subgroups.md").exists()
+
+
+def test_what_cannot_be_made_says_what_to_run(made: tuple[Path, list[Path], str]) -> None:
+    out, _, told = made
+    assert "lambda: Not made yet: no trial of lambda is finished. Run: make sweep SWEEP=lambda" in told
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "no trial of lambda is finished" in page and "no trial of lambda is finished" in (
+        out / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_file_carries_the_fingerprint_of_what_it_was_made_from(made: tuple[Path, list[Path], str], uri: str
+                                                                     ) -> None:
     out, _, _ = made
-    assert "withheld" in (out / "figures" / "grounding_private.md").read_text(encoding="utf-8")
-    assert "withheld" not in (out / "figures" / "grounding_overview.md").read_text(encoding="utf-8")
+    fingerprint = load_study(uri, EXPERIMENT, "overview").fingerprint
+    assert len(fingerprint) == 16
+    for name in ("tables/overview.md", "tables/overview.tex", "tables/overview.csv", "tables/overview.json",
+                 "figures/tsne.pdf", "figures/tsne.png", "figures/tsne.md", "report.html"):
+        assert fingerprint.encode() in (out / name).read_bytes(), name
+
+
+def test_the_json_is_the_table(made: tuple[Path, list[Path], str], uri: str) -> None:
+    out, _, _ = made
+    document = json.loads((out / "tables" / "overview.json").read_text(encoding="utf-8"))
+    assert document["format"] == "medst-table/1" and document["seeds"] == [0, 1] and document["reference"] == "full"
+    assert [arm["name"] for arm in document["arms"] if arm["kind"] == "arm"] == list(ARMS)
+    runs = tracking.load_runs(uri, EXPERIMENT, "overview").set_index("run_id")
+    cell = next(cell for cell in document["cells"] if cell["arm"] == ARMS[1] and cell["metric"] == PRIMARY)
+    own = {seed: runs.loc[run, f"metrics.{PRIMARY}"] for seed, run in cell["run_ids"].items()}
+    assert cell["values"] == own and cell["mean"] == pytest.approx(sum(own.values()) / 2)
+    reference = next(cell for cell in document["cells"] if cell["arm"] == "full" and cell["metric"] == PRIMARY)
+    assert reference["difference"] is None
+    assert cell["difference"]["mean"] == pytest.approx(cell["mean"] - reference["mean"])
+
+
+def test_a_second_call_makes_nothing_again_and_an_edit_is_repaired(uri: str, tmp_path: Path) -> None:
+    def make() -> dict[str, int]:
+        paths = results.make_results(uri, EXPERIMENT, tmp_path, only="tables", console=Console(file=io.StringIO()))
+        return {path.name: path.stat().st_mtime_ns for path in paths if path.parent.name == "tables"}
+
+    first = make()
+    assert make() == first
+    edited = tmp_path / "tables" / "overview.md"
+    edited.write_text(edited.read_text(encoding="utf-8").replace("7", "9"), encoding="utf-8")
+    repaired = make()
+    assert repaired["overview.md"] != first["overview.md"] and repaired["private.md"] == first["private.md"]
+
+
+def test_check_results_finds_edits_stale_runs_and_gaps(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                       ) -> None:
+    [nothing] = checking.check_results(uri, EXPERIMENT, tmp_path)
+    assert nothing.startswith("MISSING") and "make results" in nothing
+    results.make_results(uri, EXPERIMENT, tmp_path, console=Console(file=io.StringIO()))
+
+    def kinds() -> set[str]:
+        found = checking.check_results(uri, EXPERIMENT, tmp_path)
+        return {" ".join(problem.split()[:2]).rstrip(":") for problem in found}
+
+    missing = {f"INCOMPLETE {name}" for name in ("components", "lambda", "experts", "curriculum", "sequence_length",
+                                                "lateral_fraction", "fidelity", "lambda_surface")}
+    assert kinds() == missing
+    table = tmp_path / "tables" / "overview.csv"
+    kept = table.read_text(encoding="utf-8")
+    table.write_text(kept.replace("full", "best"), encoding="utf-8")
+    (tmp_path / "figures" / "tsne.png").unlink()
+    assert kinds() - missing == {"EDITED tables/overview.csv", "MISSING figures/tsne.png"}
+
+    # Even with a manifest that was edited to match, a table must be what the store says.
+    manifest = tmp_path / "manifest.json"
+    told = json.loads(manifest.read_text(encoding="utf-8"))
+    told["files"]["tables/overview.csv"]["sha256"] = hash_file(table)
+    manifest.write_text(json.dumps(told), encoding="utf-8")
+    assert "EDITED tables/overview.csv" in kinds()
+
+    monkeypatch.setattr(checking, "source_fingerprint", lambda: "0" * 16)
+    assert {"STALE tables", "STALE figures"} <= kinds()
+
+
+def test_trace_leads_from_a_cell_to_runs_and_commands(made: tuple[Path, list[Path], str], uri: str) -> None:
+    out, _, _ = made
+    document = trace.read_document(out / "tables" / "overview.csv")
+    cell = trace.find_cell(document, "no local,AUROC")
+    assert cell["arm"] == "no local alignment" and cell["metric"] == PRIMARY
+    told = "\n".join(trace.trace(document, cell, uri, EXPERIMENT))
+    assert all(run in told for run in cell["run_ids"].values()) and len(cell["run_ids"]) == 2
+    for part in ("objective.lambda_local = 0.0", "Code: ", "Data: da7af1a9e7000000", "make sweep SWEEP=overview",
+                 "medst train experiments/phantom_tiny.yaml --set objective.lambda_local=0.0 --set seed=1"):
+        assert part in told
+    assert trace.find_cell(document, "full,R@5")["metric"] == "test/retrieval/r5"
+    with pytest.raises(ValueError, match="no arm 'ful local'"):
+        trace.find_cell(document, "ful local,AUROC")
+    with pytest.raises(ValueError, match="may be metric"):
+        trace.find_cell(document, "full,accuracy")
+    with pytest.raises(ValueError, match="comma"):
+        trace.find_cell(document, "full")
+    with pytest.raises(ValueError, match="make results"):
+        trace.read_document(out / "tables" / "none.csv")
+
+
+def test_all_notebooks_run_in_one_kernel(uri: str, tmp_path: Path) -> None:
+    paths = run_notebooks(uri, tmp_path, Console(file=io.StringIO()))
+    assert len(paths) == len(paper.EXHIBITS) == 18
+    shown = {path.stem: nbformat.read(path, 4) for path in paths}
+    assert "image/png" in shown["figure_tsne"].cells[2].outputs[0]["data"]
+    assert "Temporal image classification" in shown["table_temporal_image"].cells[2].outputs[0]["data"]["text/markdown"]
+    assert "make sweep SWEEP=lambda" in shown["table_lambda"].cells[2].outputs[0]["data"]["text/markdown"]
+    assert (tmp_path / "figures" / "tsne.pdf").exists()
+
+
+def test_notebooks_hold_no_functions_and_name_every_exhibit() -> None:
+    shown = []
+    for path in sorted(FOLDER.glob("*.ipynb")):
+        notebook = nbformat.read(path, 4)
+        code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+        defined = (ast.FunctionDef, ast.Lambda, ast.ClassDef)
+        assert not any(isinstance(node, defined) for node in ast.walk(ast.parse(code)))
+        assert all(not cell.get("outputs") for cell in notebook.cells)
+        shown += [node.args[0].value for node in ast.walk(ast.parse(code))
+                  if isinstance(node, ast.Call) and isinstance(node.args[0], ast.Constant)]
+    assert sorted(shown) == sorted(paper.EXHIBITS)
+    assert (len(paper.TABLES), len(paper.FIGURES)) == (11, 7)
+
+
+def test_a_failing_cell_fails_the_run(uri: str, tmp_path: Path) -> None:
+    cell = nbformat.v4.new_code_cell('from analysis.exhibits import show\nshow("componets")')
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "broken.ipynb")
+    with pytest.raises(CellExecutionError, match="did you mean 'components'"):
+        run_notebooks(uri, tmp_path / "out", Console(file=io.StringIO()), folder=tmp_path)
 
 
 def test_the_index_names_every_table_and_figure(made: tuple[Path, list[Path], str]) -> None:
     out, paths, _ = made
     index = (out / "README.md").read_text(encoding="utf-8")
+    assert "report.html" in index
     for path in paths:
         if path.parent != out and not (path.parent.name == "figures" and path.suffix == ".md"):
             assert path.relative_to(out).as_posix() in index
@@ -92,6 +235,7 @@ def test_tables_and_figures_are_artifacts_of_the_study(made: tuple[Path, list[Pa
     assert {"results/tables/overview.md", "results/tables/task_retrieval.csv",
             "results/figures/forest_overview.png"} <= set(artifacts)
     assert not any("private" in artifact for artifact in artifacts)
+    assert "results/tables/overview.json" in artifacts
 
 
 def test_only_tables_leaves_the_figures_alone(made: tuple[Path, list[Path], str], uri: str) -> None:
