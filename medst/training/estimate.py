@@ -136,7 +136,7 @@ def _step(model: MedST, batch: Batch, config: Config) -> tuple[int, float]:
         loss = medst_objective(embeddings, batch.study, batch.sequences, model.word_pooling, model.patch_pooling,
                                config.objective, fmc_weight=1.0, rmr_weight=1.0).total
     loss.backward()
-    float(loss)
+    float(loss.detach())
     seconds = time.perf_counter() - began
     model.zero_grad(set_to_none=True)
     return kept.num_bytes, seconds
