@@ -16,9 +16,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import Result
 from PIL import Image
 from raw_files import RawWriter, write_root
+from typer.testing import CliRunner
 
+from medst.cli import app
 from medst.config import Config, DataConfig, load_config
 from medst.data import image_array
 from medst.data.image_array import journal_of, write_array
@@ -426,3 +429,34 @@ def test_what_the_data_lack_is_said_and_refused_before_training(tmp_path: Path) 
     assert len(TrainLoader(store, tokenizer, fitting)) == 2
     check_support(store, small_config(**{"objective.lambda_temporal": 0.0, "data.views": "frontal"}))
     check_support(store, small_config(**{"training.epochs": 0.0}))
+
+
+# Commands
+
+
+def test_the_commands_prepare_verify_and_say_what_is_missing(tmp_path: Path) -> None:
+    root, out = tmp_path / "raw", tmp_path / "store"
+    write_root(root, num_patients=6)
+    runner = CliRunner()
+
+    def prepare_command(*words: str) -> Result:
+        return runner.invoke(app, ["data", "prepare", *words, "--image-size", str(SIZE), "--workers", "1"])
+
+    done = prepare_command("mimic-cxr", "--images", str(root / "mimic-cxr-jpg"), "--reports", str(root / "mimic-cxr"),
+                           "--out", str(out))
+    assert done.exit_code == 0, done.output
+    for words in ("Selection as published", "Selection corrected", "tasks without data are skipped"):
+        assert words in done.output
+    added = prepare_command("ms-cxr-t", "--tables", str(root / "ms-cxr-t"), "--out", str(out))
+    assert added.exit_code == 0 and "MS-CXR-T (temporal" not in added.output
+    # Credentialed as their licences say.
+    assert open_store(DataConfig(root=str(out), image_size=SIZE, crop_size=16)).is_credentialed
+    assert runner.invoke(app, ["data", "verify", str(out)]).exit_code == 0
+    (out / "mimic_images.npy").write_bytes(b"")
+    assert "damaged" in str(runner.invoke(app, ["data", "verify", str(out)]).exception)
+    for words, expected in (
+            (("mimic-cxr", "--images", str(root)), "needs --reports and --out"),
+            (("mimic-cxrr", "--out", str(out)), "did you mean mimic-cxr"),
+            (("--images", str(root)), "name the data set first"),
+            (("rsna", "--images", str(root / "absent"), "--out", str(out)), "no such file or folder")):
+        assert expected in str(prepare_command(*words).exception), words
