@@ -110,10 +110,13 @@ def main() -> None:
         """Wait until all `texts` are on the page, and take a picture of it."""
         nonlocal stops
         stops += 1
-        for text in texts:
-            page.get_by_text(text, exact=False).first.wait_for(timeout=PATIENCE_MS)
-        page.wait_for_timeout(1500)
-        page.screenshot(path=pictures / f"{stops:02d}-{name}.png")
+        try:
+            for text in texts:
+                page.get_by_text(text, exact=False).first.wait_for(timeout=PATIENCE_MS)
+            page.wait_for_timeout(1500)
+        finally:
+            # The picture shows what is there, also where something is missing.
+            page.screenshot(path=pictures / f"{stops:02d}-{name}.png")
         print(f"{stops:02d} {name}: {', '.join(texts)}", flush=True)
 
     with dashboard(project, chosen.port) as address, sync_playwright() as playwright:
