@@ -16,6 +16,8 @@ table and figure stands. What must not: torch, Ray, anything that computes a tri
 | studies | the run of a study: plan, description, tables, figures; tags of shared trials |
 | index | what a ledger must know of every trial, read incrementally |
 | reading | runs, curves, tables, arrays, configs as DataFrames |
+| registry | promotion of a trial's model, and its way back |
+| dashboard | how the server is started, and what protects it |
 | adoptions | that trials of earlier code stand under the present code |
 | snapshot | all runs of an experiment in one pass, for tables of many studies |
 """
