@@ -109,16 +109,17 @@ def _table(document: Mapping[str, Any]) -> dict[str, Any]:
         shown.append({"title": title, "heads": heads, "rows": rows})
     return {"kind": "table", "question": document["title"], "warnings": document["warnings"], "panels": shown,
             "caption": " ".join(document["caption"]), "expectations": [
-                {**expectation, "difference": _difference(expectation["difference"], _metric(document, expectation))}
-                for expectation in document["expectations"]],
+                _expectation(expectation, document) for expectation in document["expectations"]],
             "file": f"tables/{document['name']}", "fingerprint": document["fingerprint"]}
 
 
-def _metric(document: Mapping[str, Any], expectation: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = next(
+def _expectation(expectation: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    """As it is shown: the outcome by its short name, the difference in its unit."""
+    # An expectation may speak of an outcome that has no column here.
+    metric: Mapping[str, Any] = next(
         (metric for metric in document["metrics"] if metric["key"] == expectation["metric"]),
         {"scale": 1.0, "digits": 3, "short": expectation["metric"]})
-    return found
+    return {**expectation, "metric": metric["short"], "difference": _difference(expectation["difference"], metric)}
 
 
 def entry(cell: Mapping[str, Any], metric: Mapping[str, Any], document: Mapping[str, Any], arm: Mapping[str, Any]

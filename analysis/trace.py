@@ -30,8 +30,7 @@ def find_cell(document: Mapping[str, Any], cell: str) -> Mapping[str, Any]:
     if not comma:
         raise ValueError(f"--cell '{cell}': give arm and metric with a comma between, as in \"full,AUROC\"")
     arm = _one("arm", arm_text.strip(), {arm["name"]: [arm["name"]] for arm in document["arms"]})
-    names = {metric["key"]: [metric["key"], metric["short"], metric["column"], metric["name"]]
-             for metric in document["metrics"]}
+    names = {metric["key"]: [metric["key"], metric["short"], metric["name"]] for metric in document["metrics"]}
     metric = _one("metric", metric_text.strip(), names, document["primary"])
     found: Mapping[str, Any] = next(entry for entry in document["cells"]
                                     if entry["arm"] == arm and entry["metric"] == metric)
@@ -43,7 +42,7 @@ def _one(kind: str, text: str, names: Mapping[str, Sequence[str]], preferred: st
         return [key for key, texts in names.items() if any(is_match(name.lower()) for name in texts)]
 
     wanted = text.lower()
-    for is_match in (wanted.__eq__, lambda name: name.startswith(wanted), lambda name: wanted in name):
+    for is_match in (wanted.__eq__, lambda name: wanted in name):
         found = matching(is_match)
         if len(found) == 1 or preferred in found:
             return preferred if preferred in found else found[0]

@@ -171,6 +171,7 @@ def test_trace_leads_from_a_cell_to_runs_and_commands(made: tuple[Path, list[Pat
                  "medst train experiments/phantom_tiny.yaml --set objective.lambda_local=0.0 --set seed=1"):
         assert part in told
     assert trace.find_cell(document, "full,R@5")["metric"] == "test/retrieval/r5"
+    assert trace.find_cell(document, "full,pointing")["metric"] == "test/grounding/pointing_accuracy"
     with pytest.raises(ValueError, match="no arm 'ful local'"):
         trace.find_cell(document, "ful local,AUROC")
     with pytest.raises(ValueError, match="may be metric"):
