@@ -65,7 +65,7 @@ def reproduction(ours: Mapping[str, float], numbers: tuple[PublishedNumber, ...]
 
     A metric without a published number keeps its row; a number that may not be compared says why.
     """
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for metric, value in ours.items():
         found = [number for number in numbers if number.metric == metric]
         if not found:

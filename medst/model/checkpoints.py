@@ -13,7 +13,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,8 @@ def _read_pickle(path: Path) -> tuple[Any, list[str]]:
     try:
         foreign = _foreign_names(path)
         # A dictionary of another program has to take items: it becomes a plain one.
-        inert = [(OrderedDict if name.endswith("Dict") else Foreign, name) for name in foreign]
+        inert: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+            (OrderedDict if name.endswith("Dict") else Foreign, name) for name in foreign]
         with torch.serialization.safe_globals(inert):
             return torch.load(path, map_location="cpu", weights_only=True), foreign
     except pickle.UnpicklingError as error:
