@@ -474,9 +474,11 @@ class _Resolver:
         known = list(dict.fromkeys([*file.arms, *(arm.name for arm in self._found.arms)]))
         is_generating = any(getattr(file, section) for section in _GENERATED)
         # Arms that could not be made cannot be missed.
-        is_doubtful = any(map(document.is_broken, _GENERATED)) or document.is_broken("arms", file.reference) or (
-            is_generating and (self._base is None or document.is_broken("settings")
-                               or document.is_broken("constraints")))
+        is_doubtful = (
+            not (known or self._found.left_out)
+            or any(map(document.is_broken, (*_GENERATED, "constraints")))
+            or document.is_broken("arms", file.reference)
+            or (is_generating and (self._base is None or document.is_broken("settings"))))
         named: list[tuple[EntryPath, str]] = [(("reference",), file.reference)]
         named += [(("flagged_arms", str(index)), arm) for index, arm in enumerate(file.flagged_arms)]
         named += [(("expectations", str(index), "arm"), item.arm) for index, item in enumerate(file.expectations)]

@@ -60,6 +60,7 @@ class Document:
             if here in self._places:
                 self.problems.append(f"{self.path}:{mark.line + 1}:{mark.column + 1}: '{key}' stands twice, first in "
                                      f"line {self._places[here][0]}")
+                self._places = {path: place for path, place in self._places.items() if path[:len(here)] != here}
             self._places[here] = mark.line + 1, mark.column + 1
             self._note(child, here)
 

@@ -219,7 +219,7 @@ expectations:
         "21:5: unknown key 'objective.lambda_locl'", "22:5: constraint 'objective.lambda_local >'",
         "25:5: 'training.learning_rate': a range needs tuning.draws",
         "25:30: 'training.learning_rate': the range rises",
-        "28:11: seed 1 is one of the study's own", "30:39: expectations.0.direction: Input should be 'lower'",
+        "28:11: seed 1 is one of the study's own", "30:38: expectations.0.direction: Input should be 'lower'",
     ]
     assert len(told) == len(expected), "\n".join(told)
     for line, start in zip(told, expected, strict=True):
@@ -228,12 +228,13 @@ expectations:
 
 @pytest.mark.parametrize(("body", "message"), [
     ("reference: ful\narms: {full: {}}\n", "6:1: reference: 'ful' is not an arm; the nearest is 'full'"),
-    ("reference: full\narms: {full: {}}\nseeds: [0, 0]\n", "8:1: 'seeds' stands twice, first in line 5"),
+    ("reference: full\narms: {full: {}}\nflagged_arms: [full, full]\n", "8:22: 'full' stands twice"),
+    ("reference: full\narms: {full: {}}\nseeds: [0, 3]\n", "8:1: 'seeds' stands twice, first in line 5"),
     ("reference: a\narms: {a: {}, b: {objective.lambda_local: 1.0}}\n", "7:15: arms 'a' and 'b' are the same trial"),
     ("reference: full\n", "1:1: no arms: at least one of arms, leave_one_out"),
     ("reference: full\narms: {full: {}}\nleave_one_out: {x: {}}\n", "8:17: component 'x': which settings"),
     ("reference: full\narms: {full: {}}\none_at_a_time:\n  objective.curriculum.ramp_fraction: {levels: [0.1], when: "
-     "{objective.curriculum.kind: ramp}}\n", "9:54: 'objective.curriculum.ramp_fraction': its condition is never met"),
+     "{objective.curriculum.kind: ramp}}\n", "9:55: 'objective.curriculum.ramp_fraction': its condition is never met"),
     ("reference: full\narms: {full: {evaluation.tasks: [retreival]}}\n", "unknown task 'retreival'; the nearest is "
                                                                        "'retrieval'"),
     ("reference: full\narms: {full: {}}\ngrid:\n  objective.lambda_local: {levels: [1.0, 2.0], when: {data.views: "
@@ -400,7 +401,7 @@ def test_the_key_sees_a_constant_of_a_loss_and_neither_words_nor_places(reposito
         text = loss.read_text()
         loss.write_text(text.replace('"""', '"""Other words. ', 1) + "\n# a comment\n")
         assert key(Config()) == base
-        changed = text.replace("1e-7", "1e-6")
+        changed = text.replace("(2.0 * error.abs()", "(2.5 * error.abs()")
         assert changed != text
         loss.write_text(changed)
         assert key(Config()) != base
