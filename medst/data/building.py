@@ -469,7 +469,7 @@ def _take_over(work: _Building, name: str) -> bool:
         work.counts[part] = manifest["counts"][part]
     problems = pd.read_parquet(work.previous / "problems.parquet")
     own = problems[(problems["data_set"] == name) & ~problems["reason"].isin([text for _, _, text in work.problems])]
-    work.problems += [(row.data_set, row.item, row.reason) for row in own.itertuples()]
+    work.problems += [(str(row.data_set), str(row.item), str(row.reason)) for row in own.itertuples()]
     return True
 
 
