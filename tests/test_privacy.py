@@ -26,10 +26,10 @@ from medst.data.phantom import PRESETS, generate
 from medst.data.store import prepare
 from medst.tracking.privacy import PRIVATE_NOTICE, PRIVATE_SWITCH
 
-WORD = "qzxcanarius"
+WORD = "qzxkwvjbyqplmtrhgfdwqzk"
 """A word that no report has; in upper case in the report, as section heads are, too."""
 STUDY = """
-name: canaries
+name: guarded
 question: Does anything leak?
 base: [base.yaml]
 reference: full
@@ -79,7 +79,8 @@ def packed(canary: bytes) -> list[bytes]:
         text = base64.b64encode(b"\0" * shift + canary)
         # The first and last letters depend on the neighbours.
         inner.append(text[4:-4])
-    return [canary, *inner]
+    # What is too short stands in any packed file by chance.
+    return [canary, *(form for form in inner if len(form) >= 12)]
 
 
 def find(folder: Path, canaries: dict[str, bytes]) -> list[str]:
@@ -158,7 +159,7 @@ def test_a_whole_sweep_leaks_no_canary(executor: str, tmp_path: Path, monkeypatc
     assert has_word.mean() > 0.9, "the canaries are in what is trained on"
     canaries |= pixel_canaries(store.mimic.images, [0, 7, len(store.mimic.images) - 1])
     (project / "base.yaml").write_text(BASE.replace("root: data", f"root: {home}"))
-    (project / "canaries.yaml").write_text(STUDY)
+    (project / "guarded.yaml").write_text(STUDY)
     # Ray's sockets need a short path.
     ray_folder = Path(tempfile.mkdtemp(prefix="medst-ray-", dir="/tmp"))
     monkeypatch.setenv("RAY_TMPDIR", str(ray_folder))
@@ -166,11 +167,11 @@ def test_a_whole_sweep_leaks_no_canary(executor: str, tmp_path: Path, monkeypatc
     monkeypatch.chdir(project)
     output = io.StringIO()
     try:
-        code = run_sweep("canaries.yaml", executor=executor, jobs=1,  # type: ignore[arg-type]
+        code = run_sweep("guarded.yaml", executor=executor, jobs=1,  # type: ignore[arg-type]
                          project=project, console=Console(file=output, width=200))
         assert code == UNFINISHED_CODE, "one arm is finished, and one failed with a traceback"
         place = TrackingPlace.of_project(project)
-        make_results(place.uri, place.experiment, project / "results", studies=["canaries"])
+        make_results(place.uri, place.experiment, project / "results", studies=["guarded"])
         (project / "output.log").write_text(output.getvalue())
         if executor == "ray":
             assert any(ray_folder.rglob("*.log")) or any(ray_folder.rglob("*.out")), "Ray's logs are searched too"
