@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from model_samples import small_batch, small_config, small_model
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import report
+from benchmarks.measuring import Times, growth_exponent, interleave, machine, matrix_products, peak_memory
 from benchmarks.published_way import FAST, PUBLISHED_WITH_ANOMALY, Way, executed, objective_of
+from benchmarks.training import measure_memory, measure_training
 
 WAYS = {field.name: replace(FAST, **{field.name: True}) for field in fields(Way)}
 
@@ -49,3 +54,50 @@ def test_absent_laterals_and_full_captions_cost_operations() -> None:
         counts[name] = counter.get_total_flops()
     assert counts["absent_laterals"] > 1.1 * counts["fast"]
     assert counts["full_captions"] > 1.1 * counts["fast"]
+
+
+def test_steps_take_turns_and_ratios_are_of_one_round() -> None:
+    order: list[str] = []
+    steps = {name: (lambda name=name: order.append(name)) for name in ("one", "two", "three")}
+    times = interleave(steps, "cpu", seconds=0.0, least_rounds=3)
+    assert order[:3] == ["one", "two", "three"], "each runs once before the clock starts"
+    assert order[3:] == ["one", "two", "three", "two", "three", "one", "three", "one", "two"]
+    assert times.seconds.shape == (3, 3)
+    by_hand = Times(("slow", "fast"), np.array([[2.0, 1.0], [30.0, 10.0], [8.0, 2.0]]))
+    assert by_hand.ratio("slow", "fast") == {"median": 3.0, "low": 2.5, "high": 3.5, "rounds": 3}
+
+
+def test_the_exponent_of_a_power_is_its_power() -> None:
+    assert growth_exponent([1, 2, 4, 8], [3.0 * size**1.5 for size in (1, 2, 4, 8)]) == pytest.approx(1.5)
+
+
+def test_peak_memory_sees_what_a_step_holds_at_its_worst() -> None:
+    def step() -> None:
+        first = torch.zeros(2**23)  # 32 MiB
+        del first
+        kept = torch.zeros(2**24), torch.zeros(2**23)
+        assert len(kept) == 2
+
+    assert 90 * 2**20 < peak_memory(step, "cpu") < 140 * 2**20
+
+
+def test_operations_of_matrix_products() -> None:
+    step, operations = matrix_products([(2, 3, 5), (4, 1, 1)], "cpu", torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    assert operations == counter.get_total_flops() == 3 * 2 * (30 + 4)
+
+
+def test_a_setting_is_measured_from_end_to_end(tmp_path: Path) -> None:
+    config = small_config(**{"data.sequence_length": 4})
+    measured = measure_training("tiny", config, 8, seconds=0.0)
+    assert measured["largest_difference"] < 1e-4
+    assert set(measured["parts"]) >= {"image encoder", "text encoder", "heads", "local alignment", "optimiser"}
+    assert all(item["rounds"] >= 3 for item in measured["seconds"].values())
+    results = {"machine": {**machine("cpu"), "clock": "wall"}, "training": {"tiny": measured},
+               "memory": measure_memory("tiny", config, (4, 8))}
+    paths = report.write(results, tmp_path)
+    assert [path.name for path in paths] == ["bench.json", "bench.md", "bench-memory.png"]
+    table = paths[1].read_text(encoding="utf-8")
+    for label in (*measured["seconds"], "pieces of 4 pairs", "576 pairs, extrapolated"):
+        assert label in table
