@@ -76,6 +76,8 @@ def _make_search(uri: str, experiment: str, name: str, place: Path) -> Iterable[
     from analysis import isolation, style
 
     result = searches.load_search(uri, experiment, name)
+    if result is None:
+        return
     rivals = {other: found for other in result.plan["compare_with"]
               if (found := searches.load_rival(uri, experiment, other, result)) is not None}
     contests: Sequence[searches.Contest] = [] if len(result.objectives) > 1 else [

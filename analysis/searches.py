@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from medst import tracking
 from medst.config import ConfigError, build_partial
-from medst.tracking.members import group_artifact, list_groups, load_group_plan
+from medst.tracking.members import group_artifact, group_run_id, list_groups, load_group_plan
 
 Floats = NDArray[np.float64]
 EDGE_SHARE = 0.05
@@ -71,13 +71,16 @@ class SearchResult:
         return None if np.isnan(scores).all() else int(np.nanargmax(scores))
 
 
-def load_search(uri: str, experiment: str, name: str) -> SearchResult:
-    """A search from the tracking store.
+def load_search(uri: str, experiment: str, name: str) -> SearchResult | None:
+    """A search from the tracking store; None where it has no results yet (killed early, or running).
 
     Raises:
         TrackingError: the store has no such search.
     """
     plan = load_group_plan("search", name, uri, experiment)
+    files = tracking.list_artifacts(group_run_id("search", name, uri, experiment), uri)
+    if not {"search/trials.parquet", "search/importance.parquet"} <= set(files):
+        return None
     trials = pd.read_parquet(group_artifact("search", name, "search/trials.parquet", uri, experiment))
     importance = pd.read_parquet(group_artifact("search", name, "search/importance.parquet", uri, experiment))
     heads = [column for column in trials.columns if column.startswith("values.")]
@@ -131,7 +134,7 @@ def load_rival(uri: str, experiment: str, name: str, result: SearchResult) -> tu
     """(trials,) scores and seconds of a search, or of a study's trials at the search's seed; None without any."""
     if name in list_groups("search", uri, experiment):
         other = load_search(uri, experiment, name)
-        if result.objectives[0] not in other.objectives:
+        if other is None or result.objectives[0] not in other.objectives:
             return None
         return other.scores(other.objectives.index(result.objectives[0])), other.seconds()
     if name in tracking.list_studies(uri, experiment):

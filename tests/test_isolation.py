@@ -154,6 +154,12 @@ def test_values_survive_the_table_that_is_tracked(tmp_path: Any, monkeypatch: py
     (tmp_path / "plan.json").write_text(json.dumps(sample().plan))
     monkeypatch.setattr(searches, "load_group_plan", lambda *arguments: dict(sample().plan))
     monkeypatch.setattr(searches, "group_artifact", lambda kind, name, file, *rest: tmp_path / file.split("/")[1])
+    monkeypatch.setattr(searches, "group_run_id", lambda *arguments: "run")
+    files = ["plan.json", "search/importance.parquet", "search/trials.parquet"]
+    monkeypatch.setattr(searches.tracking, "list_artifacts", lambda *arguments: files)
     loaded = searches.load_search("", "", "weights")
+    assert loaded is not None
     assert loaded.values == ({"data.views": "both", "objective.lambda_local": 0.1}, {"objective.lambda_local": 1.0})
     assert loaded.trials["rungs"].tolist() == [{100: 0.5}, {}]
+    files.pop()
+    assert searches.load_search("", "", "weights") is None
