@@ -48,6 +48,8 @@ class Ledger:
     """Key -> entry; keys without a run are missing."""
 
     entries: Mapping[str, LedgerEntry]
+    lost: tuple[str, ...] = ()
+    """Runs, of any key, that the store calls RUNNING although their process is gone."""
 
     def __getitem__(self, key: str) -> LedgerEntry:
         return self.entries.get(key, ABSENT)
@@ -74,7 +76,10 @@ def read_ledger(place: TrackingPlace, keys: Iterable[str]) -> Ledger:
     with reaching(place.uri):
         adopted = adopted_keys(place.uri, place.experiment)
     entries: dict[str, LedgerEntry] = {}
+    lost: list[str] = []
     for run in trial_runs(place):
+        if run.is_marked_running and _state(place, run) is TrialState.MISSING:
+            lost.append(run.run_id)
         is_finished = run.state is TrialState.FINISHED
         key = adopted.get(run.key, run.key) if is_finished else run.key
         if key not in wanted or (key in entries and not is_finished):
@@ -82,7 +87,7 @@ def read_ledger(place: TrackingPlace, keys: Iterable[str]) -> Ledger:
         entries[key] = LedgerEntry(
             _state(place, run), run.run_id, run.seconds, run.lost_seconds, run.cpus, run.gpus, run.parent_run_id,
             run.reason, run.studies, run.is_marked_running)
-    return Ledger(entries)
+    return Ledger(entries, tuple(lost))
 
 
 def _state(place: TrackingPlace, run: TrialRun) -> TrialState:
@@ -93,12 +98,13 @@ def _state(place: TrackingPlace, run: TrialRun) -> TrialState:
 
 
 def reap_lost(place: TrackingPlace, ledger: Ledger) -> int:
-    """End the runs that the store calls RUNNING although their process is gone; returns their number."""
-    lost = [entry.run_id for entry in ledger.entries.values()
-            if entry.is_marked_running and entry.state is TrialState.MISSING and entry.run_id is not None]
+    """End the runs that the store calls RUNNING although their process is gone; returns their number.
+
+    Also those of keys that nobody asks for any more, as after a change of the code between a kill and the next start.
+    """
     with reaching(place.uri):
-        reap(place.uri, lost)
-    return len(lost)
+        reap(place.uri, ledger.lost)
+    return len(ledger.lost)
 
 
 def adopt_shared(place: TrackingPlace, ledger: Ledger, study: str, arms: Iterable[tuple[str, str]]) -> int:

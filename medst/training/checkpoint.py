@@ -12,7 +12,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 
@@ -74,7 +74,8 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any]) -> Path:
         with open(partial / _FILE, "wb", buffering=0) as file:
             hashed = _Hashed(file)
             try:
-                torch.save(state, hashed)
+                # All that torch asks of a file is that it can be written.
+                torch.save(state, cast(IO[bytes], hashed))
             except RuntimeError:
                 if hashed.error is not None:
                     raise hashed.error from None
