@@ -25,7 +25,7 @@ def check_results(uri: str, experiment: str, out: Path) -> list[str]:
     if not (out / MANIFEST).exists():
         return [f"MISSING {out / MANIFEST}: nothing was made here; run: make results"]
     manifest = Manifest.read(out)
-    problems = list(damages(out, manifest.files))
+    problems = list(damages(out, manifest.hashes))
     snapshot = tracking.read_snapshot(uri, experiment)
     source_code = source_fingerprint()
     sources = [study_source(snapshot, name) for name in snapshot.studies]

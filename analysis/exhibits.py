@@ -14,7 +14,7 @@ from rich.console import Console
 
 from analysis import paper, report
 from analysis.provenance import Manifest
-from analysis.results import finished_studies, make_results
+from analysis.results import Part, finished_studies, make_results
 from medst.config import nearest
 from medst.tracking import TrackingPlace
 
@@ -60,7 +60,7 @@ def show(name: str) -> Shown:
     study = exhibit.study(available)
     if study is None:
         return Shown(paper.placeholder(exhibit, available))
-    part = "tables" if exhibit.kind == "table" else "figures"
+    part: Part = "tables" if exhibit.kind == "table" else "figures"
     # In a kernel a console would show itself instead of writing to its file.
     silent = Console(file=io.StringIO(), force_jupyter=False)
     make_results(place.uri, place.experiment, out, only=part, studies=[study], console=silent)

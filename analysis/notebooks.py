@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from jupyter_client.manager import AsyncKernelManager
@@ -36,7 +37,7 @@ def run_notebooks(uri: str, out: Path, console: Console | None = None, folder: P
     environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, OUT: str(out.absolute()), "PYTHONPATH": search}
     # Named by what is imported, not by a kernel that someone registered: this Python runs them.
     manager = AsyncKernelManager(kernel_name="python3")
-    channels = None
+    channels: Any = None
     written = []
     try:
         for path in sorted(folder.glob("*.ipynb")):
@@ -56,5 +57,9 @@ def run_notebooks(uri: str, out: Path, console: Console | None = None, folder: P
         if channels is not None:
             channels.stop_channels()
         if manager.has_kernel:
-            asyncio.run(manager.shutdown_kernel(now=True))
+            asyncio.run(_stop(manager))
     return written
+
+
+async def _stop(manager: AsyncKernelManager) -> None:
+    await manager.shutdown_kernel(now=True)

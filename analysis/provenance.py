@@ -39,6 +39,8 @@ class Manifest:
     """`<study>/<part>` -> `unit_key` with which that part was made completely."""
     missing: dict[str, str] = field(default_factory=dict)
     """Exhibit of the paper that could not be made -> why, and what to run."""
+    pages: dict[str, str] = field(default_factory=dict)
+    """Page that shows all of them -> its hash."""
 
     @staticmethod
     def read(folder: Path) -> Manifest:
@@ -53,15 +55,21 @@ class Manifest:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             return Manifest({name: MadeFile(**made) for name, made in document["files"].items()},
-                            dict(document["units"]), dict(document["missing"]))
+                            dict(document["units"]), dict(document["missing"]), dict(document["pages"]))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is no manifest of this version ({error}); delete it and run: make results"
                              ) from error
 
     def text(self) -> str:
         return json.dumps({"format": FORMAT, "units": dict(sorted(self.units.items())), "missing": self.missing,
+                           "pages": dict(sorted(self.pages.items())),
                            "files": {name: asdict(made) for name, made in sorted(self.files.items())}},
                           indent=1, ensure_ascii=False) + "\n"
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """File or page -> hash."""
+        return {name: made.sha256 for name, made in self.files.items()} | self.pages
 
     def of_unit(self, study: str, part: str) -> Iterator[str]:
         return (name for name, made in self.files.items() if made.study == study and made.part == part)
@@ -69,16 +77,16 @@ class Manifest:
     def is_current(self, folder: Path, study: str, part: str, key: str) -> bool:
         """Whether that part of a study was made from the same, and its files are as they were written."""
         return self.units.get(f"{study}/{part}") == key and not list(
-            damages(folder, {name: self.files[name] for name in self.of_unit(study, part)}))
+            damages(folder, {name: self.files[name].sha256 for name in self.of_unit(study, part)}))
 
 
-def damages(folder: Path, files: Mapping[str, MadeFile]) -> Iterator[str]:
+def damages(folder: Path, hashes: Mapping[str, str]) -> Iterator[str]:
     """A sentence for every file that is gone or is not as it was written."""
-    for name, made in files.items():
+    for name, written in hashes.items():
         path = folder / name
         if not path.exists():
             yield f"MISSING {name}: the manifest names it, but it is not there"
-        elif hash_file(path) != made.sha256:
+        elif hash_file(path) != written:
             yield f"EDITED {name}: not as it was written"
 
 

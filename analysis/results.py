@@ -20,7 +20,7 @@ import pandas as pd
 from rich.console import Console
 
 from analysis import document, paper, rendering, report, subgroups, tables
-from analysis.provenance import MANIFEST, MadeFile, Manifest, unit_key
+from analysis.provenance import MANIFEST, MadeFile, Manifest, damages, unit_key
 from analysis.tables import ResultTable
 from analysis.tidy import FINISHED, Study, StudySource, study_source
 from medst import tracking
@@ -96,12 +96,11 @@ def make_results(
         missing |= {exhibit.name: paper.placeholder(exhibit, available) for exhibit in paper.EXHIBITS.values()
                     if exhibit.study(available) is None}
         missing = {name: why for name, why in missing.items() if not _is_made(name, files)}
-        new = Manifest(files, units, missing)
-        for name, text in (("README.md", _index(out, new)), (REPORT, report.report_html(out, new, _links(snapshot))),
-                           (MANIFEST, new.text())):
-            (place / name).write_text(text, encoding="utf-8")
-            os.replace(place / name, out / name)
-            written.append(out / name)
+        new = Manifest(files, units, missing, manifest.pages)
+        if new == manifest and new.pages and not list(damages(out, new.pages)):
+            kept += [out / name for name in (*new.pages, MANIFEST)]
+        else:
+            written += _write_pages(new, place, out, _links(snapshot))
     for name in PARTS:
         count = sum(path.parent.name == name and path.suffix in (".tex", ".pdf") for path in [*written, *kept])
         if count:
@@ -159,6 +158,18 @@ def _finished(snapshot: tracking.Snapshot) -> list[str]:
     done = set(snapshot.runs.loc[snapshot.runs["state"] == FINISHED, "run_id"])
     served = set(snapshot.arms.loc[snapshot.arms["run_id"].isin(done), "study"])
     return [name for name in snapshot.studies if name in served]
+
+
+def _write_pages(manifest: Manifest, place: Path, out: Path, link: Callable[[str], str]) -> list[Path]:
+    """The pages that show everything, and last of all the manifest."""
+    texts = {"README.md": _index(out, manifest), REPORT: report.report_html(out, manifest, link)}
+    for name, text in texts.items():
+        (place / name).write_text(text, encoding="utf-8")
+    pages = {name: hash_file(place / name) for name in texts}
+    (place / MANIFEST).write_text(replace(manifest, pages=pages).text(), encoding="utf-8")
+    for name in (*texts, MANIFEST):
+        os.replace(place / name, out / name)
+    return [out / name for name in (*texts, MANIFEST)]
 
 
 def _links(snapshot: tracking.Snapshot) -> Callable[[str], str]:
