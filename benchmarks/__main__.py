@@ -15,6 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from benchmarks.measuring import CLOCKS, machine, use_clock
 from benchmarks.settings import configuration
 from benchmarks.sharing import measure_sharing
 from benchmarks.training import FAST_NAME, measure_memory, measure_training
-from medst.config import override
 
 PARTS = ("training", "memory", "input", "shares", "sharing", "growth", "curves")
 CPU_PAIRS = {"tiny": 32, "small": 32, "paper": 8}
@@ -77,8 +77,7 @@ def main() -> None:
     tiny = configuration("tiny", options.device, **{"data.root": options.data, "training.learning_rate": 2.0e-3})
     if "training" in options.only:
         for name, config in configs.items():
-            part("training", lambda name=name, config=config: measure_training(
-                name, config, pairs[name], seconds=seconds[name]), name)
+            part("training", partial(measure_training, name, config, pairs[name], seconds=seconds[name]), name)
     if "memory" in options.only:
         sizes = CPU_MEMORY_PAIRS if options.device == "cpu" else GPU_MEMORY_PAIRS
         part("memory", lambda: measure_memory("paper", configuration("paper", options.device), sizes))
@@ -87,9 +86,8 @@ def main() -> None:
             if name in results.get("training", {}):
                 step = results["training"][name]
                 rate = step["pairs"] / step["seconds"][FAST_NAME]["median"]
-                part("input", lambda name=name, rate=rate: measure_input(
-                    override(configuration(name, "cpu"), {"training.pairs_per_batch": 32}), rate,
-                    seconds=seconds["input"] / 2, num_studies=512), name)
+                config = configuration(name, "cpu", **{"training.pairs_per_batch": 32})
+                part("input", partial(measure_input, config, rate, seconds=seconds["input"] / 2, num_studies=512), name)
     if "shares" in options.only:
         part("shares", lambda: measure_shares(tiny, PROFILED_STEPS))
     if "sharing" in options.only:

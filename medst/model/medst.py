@@ -17,6 +17,7 @@ from transformers import BertConfig
 from medst.config import Behaviour, Config, ModelConfig
 from medst.data.batch import Batch
 from medst.model import weights
+from medst.model.experts import LearnedExperts, ViewExperts
 from medst.model.heads import ElementPooling, ProjectionHead
 from medst.model.image import ImageEncoder
 from medst.model.initialisation import stream
@@ -105,8 +106,11 @@ class MedST(nn.Module):
         Parts, not the whole: how many tokens each expert serves differs from batch to batch, and the parts take that
         as one symbolic size. Weights and their names stay as they are.
         """
-        parts = [*self.text_encoder.bert.encoder.layer, self.image_head, self.patch_head, self.report_head,
-                 self.word_head, *(expert for block in self.image_encoder.blocks for expert in block.experts.experts)]
+        parts: list[nn.Module] = [*self.text_encoder.bert.encoder.layer, self.image_head, self.patch_head,
+                                  self.report_head, self.word_head]
+        for module in self.image_encoder.modules():
+            if isinstance(module, ViewExperts | LearnedExperts):
+                parts += module.experts
         for part in parts:
             part.compile(dynamic=True)
 
