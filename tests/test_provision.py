@@ -35,7 +35,9 @@ def test_an_absent_phantom_and_its_store_are_made_once(data: DataConfig) -> None
         return lambda done, total: reports.append((done, total))
 
     first = provide(data, 1, step)
-    assert first.mimic is not None and list(told) == ["phantom 'smoke'", "store of smoke"]
+    assert first.mimic is not None
+    assert list(told) == ["phantom 'smoke'", "reports of mimic-cxr-jpg", "images of mimic-cxr-jpg", "images of rsna",
+                          "images of covidx"]
     assert all(reports[-1][0] == reports[-1][1] for reports in told.values())
     told.clear()
     assert provide(data, 1, step).fingerprint == first.fingerprint

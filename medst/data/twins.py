@@ -17,6 +17,8 @@ _LARGEST_DIFFERENCE = 3.0
 """Mean difference of grey values between two copies of one radiograph, saved and scaled apart."""
 _SMALLEST_SPREAD = 8.0
 """Standard deviation of grey values below which a picture has too little in it to be told from another."""
+_FEWEST_BITS = 12
+"""A picture that grows brighter almost nowhere, or almost everywhere, has too little in it as well."""
 _ROWS_AT_ONCE = 512
 
 
@@ -40,7 +42,7 @@ def join_twins(squares: np.ndarray, patients: pd.Series) -> tuple[pd.Series, int
             name = parent[name]
         return name
 
-    num_twins = 0
+    twins: set[int] = set()
     telling = np.flatnonzero(is_telling)
     for start in range(0, len(telling), _ROWS_AT_ONCE):
         rows = telling[start:start + _ROWS_AT_ONCE]
@@ -51,18 +53,21 @@ def join_twins(squares: np.ndarray, patients: pd.Series) -> tuple[pd.Series, int
                 continue
             difference = np.abs(squares[earlier].astype(np.int16) - squares[later]).mean()
             if difference <= _LARGEST_DIFFERENCE:
-                num_twins += 1
+                twins.add(int(later))
                 parent[root(names[later])] = root(names[earlier])
-    return pd.Series([root(name) for name in names], patients.index, dtype=patients.dtype), num_twins
+    return pd.Series([root(name) for name in names], patients.index, dtype=patients.dtype), len(twins)
 
 
 def _signatures(squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N,) 64 bits and (N,) whether the picture has enough in it."""
     bits = np.zeros(len(squares), dtype=np.uint64)
     is_telling = np.zeros(len(squares), dtype=bool)
+    quarter = max(1, squares.shape[1] // 4)
     for row, square in enumerate(squares):
-        is_telling[row] = square.std() >= _SMALLEST_SPREAD
         small = np.asarray(Image.fromarray(np.asarray(square)).resize((_SIDE + 1, _SIDE), Image.Resampling.BOX))
         grows = (small[:, 1:] > small[:, :-1]).ravel()
         bits[row] = np.packbits(grows).view(np.uint64)[0]
+        has_shape = _FEWEST_BITS <= grows.sum() <= grows.size - _FEWEST_BITS
+        # The middle, where there is no padding.
+        is_telling[row] = has_shape and square[quarter:-quarter, quarter:-quarter].std() >= _SMALLEST_SPREAD
     return bits, is_telling

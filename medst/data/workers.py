@@ -84,7 +84,7 @@ def _start_worker() -> None:
 
     def follow() -> None:
         wait([parent.sentinel])
-        os._exit(1)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=follow, daemon=True).start()
 
