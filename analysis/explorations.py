@@ -86,7 +86,7 @@ def _make_search(uri: str, experiment: str, name: str, place: Path) -> Iterable[
     table = place / "search.md"
     table.write_text(searches.table_text(result, contests), encoding="utf-8")
     trials = place / "trials.csv"
-    result.trials.drop(columns="rungs").to_csv(trials, index=False)
+    result.trials.to_csv(trials, index=False)
     yield table
     yield trials
     made_from = fingerprint(trials.read_bytes())

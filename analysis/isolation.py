@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 from analysis.searches import Contest, Floats, SearchResult, front, hypervolume, position_in, running_best
 from analysis.style import BLACK, COLOURS, COLUMN_WIDTH, GREY, LIGHT, PAGE_WIDTH, Picture, panel_letter, style
@@ -77,7 +78,7 @@ def _label(result: SearchResult, key: str) -> str:
 def _panel(axes: Axes, result: SearchResult, parameter: Mapping[str, Any], scores: Floats, sign: float, index: int
            ) -> None:
     key = parameter["key"]
-    held = [values.get(key) if key in values else None for values in result.values]
+    held: list[Any] = [values.get(key) for values in result.values]
     exists = np.array([key in values for values in result.values])
     axes.set_xlabel(parameter["label"])
     axes.grid(axis="y", color=LIGHT, linewidth=0.4)
@@ -90,7 +91,7 @@ def _panel(axes: Axes, result: SearchResult, parameter: Mapping[str, Any], score
         best = [int(rows[np.argmax(scores[rows] * sign)]) for choice in range(len(parameter["choices"]))
                 if len(rows := np.flatnonzero((places == choice) & ~np.isnan(scores)))]
     else:
-        places = np.array([float(value) if there else np.nan for value, there in zip(held, exists, strict=True)])
+        places = np.array([np.nan if value is None else float(value) for value in held])
         positions = np.array([position_in(parameter, place) if not np.isnan(place) else np.nan for place in places])
         if parameter["is_log"]:
             axes.set_xscale("log")
@@ -100,13 +101,16 @@ def _panel(axes: Axes, result: SearchResult, parameter: Mapping[str, Any], score
         best = best_by_bin(positions, scores, sign)
     if index == 0:
         pruned = (result.trials["state"] == "pruned").to_numpy() & exists
-        last = np.array([list(rungs.values())[-1] if rungs else np.nan for rungs in result.trials["rungs"]])
+        last = np.array([list(rungs.values())[-1] if rungs else np.nan for rungs in result.rungs])
         axes.plot(places[pruned], last[pruned], "x", color=GREY, markersize=3, markeredgewidth=0.7, zorder=1,
                   clip_on=False)
     axes.plot(places, scores, "o", color=COLOURS[0], alpha=0.45, markersize=3.2, markeredgewidth=0, zorder=2,
               clip_on=False)
     axes.plot(places[best], scores[best], "o-" if not parameter["choices"] else "o", color=COLOURS[1], markersize=4,
               linewidth=1, zorder=3, clip_on=False)
+    for line in axes.lines:
+        # Not clipped, an empty one would count for the layout as a dot in the corner of the page.
+        line.set_in_layout(False)
 
 
 def _at(parameter: Mapping[str, Any], position: float) -> float:
@@ -187,7 +191,7 @@ def pareto(result: SearchResult) -> Picture | None:
     if len(result.objectives) < 2:
         return None
     scores = np.stack([result.scores(index) for index in range(len(result.objectives))], axis=1) * result.signs
-    known = ~np.isnan(scores).any(axis=1)
+    known: NDArray[np.bool_] = np.all(np.isfinite(scores), axis=1)
     if known.sum() < 2:
         return None
     is_front = front(scores)

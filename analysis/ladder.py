@@ -21,6 +21,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from analysis import registry
 from analysis.style import BLACK, COLOURS, GREY, LIGHT, PAGE_WIDTH, Picture, panel_letter, style
+from analysis.text import counted
 from medst import tracking
 from medst.tracking.members import load_group_plan
 
@@ -143,6 +144,9 @@ def one_seed_tau(cheap: Floats, dear: Floats) -> float:
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:
+    if len(values) < 2:
+        # One seed says nothing of what another would have.
+        return float("nan"), float("nan")
     tail = (1 - CONFIDENCE) / 2
     low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)
@@ -155,18 +159,23 @@ HEADS = ("rung", "Kendall's τ", "Spearman's ρ", "one seed", "chooses", "same c
 def table_rows(ladder: Ladder) -> list[tuple[str, ...]]:
     """The table's cells, under HEADS."""
     metric = registry.describe(ladder.plan["metric"])
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for rung in ladder.rungs:
         is_full = rung.fraction == 1
         rows.append((
             f"{100 * rung.fraction:g} %",
-            "" if is_full else f"{rung.kendall:.2f} [{rung.kendall_low:.2f}, {rung.kendall_high:.2f}]",
-            "" if is_full else f"{rung.spearman:.2f} [{rung.spearman_low:.2f}, {rung.spearman_high:.2f}]",
+            "" if is_full else _with_interval(rung.kendall, rung.kendall_low, rung.kendall_high),
+            "" if is_full else _with_interval(rung.spearman, rung.spearman_low, rung.spearman_high),
             "" if np.isnan(rung.one_seed) else f"{rung.one_seed:.2f}", rung.top,
-            "" if is_full else f"{'yes' if rung.is_top_agreed else 'no'} ({100 * rung.top_agreement:.0f} %)",
+            "" if is_full else ("yes" if rung.is_top_agreed else "no")
+            + (f" ({100 * rung.top_agreement:.0f} %)" if rung.num_seeds > 1 else ""),
             "" if is_full else f"{rung.regret * metric.scale:.{metric.digits}f}",
             f"{rung.seconds_per_trial:.1f}", f"{100 * rung.cost_share:.0f} %"))
     return rows
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{value:.2f}" if np.isnan(low) else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def caption(ladder: Ladder) -> str:
@@ -174,10 +183,10 @@ def caption(ladder: Ladder) -> str:
     what = "the budget (pairs seen)" if ladder.plan["of"] == "budget" else "the training patients"
     full = ladder.rungs[-1]
     left_out = f" Left out: {', '.join(ladder.plan['untrained'])}, untrained." if ladder.plan["untrained"] else ""
-    few = ("" if full.num_seeds >= FEW_SEEDS else
+    few = ("" if full.num_seeds >= FEW_SEEDS else " With one seed there are none." if full.num_seeds == 1 else
            f" With {full.num_seeds} seeds these intervals are too narrow; take them as a lower bound of the doubt.")
     return (f"Study {ladder.plan['study']} at shares of {what}, ranked by {metric.name}: {full.num_arms} arms, "
-            f"{full.num_seeds} seeds. Correlations of the arms' means with those of the full study, with 95 % "
+            f"{counted(full.num_seeds, 'seed')}. Correlations of the arms' means with those of the full study, with 95 % "
             f"intervals of the bootstrap over seeds, rung and full study drawn together.{few} One seed: Kendall's τ of "
             "single seeds with the full study's mean of the other seeds; in the full row the most that any rung can "
             "be expected to reach. Same choice: whether the best arm is the same, and in how many of the samples. "

@@ -31,11 +31,13 @@ class SearchResult:
 
     plan: Mapping[str, Any]
     trials: pd.DataFrame
-    """One row per trial, by number: number, state, key, run_id, seconds, reason, rungs (pairs -> value)."""
+    """One row per trial, by number: number, state, key, run_id, seconds, reason, objectives.<metric>."""
     values: tuple[Mapping[str, Any], ...]
     """Of each trial: parameter -> value, where it existed."""
     importance: pd.DataFrame
     """objective, parameter, pedanova, fanova, num_trials."""
+    rungs: tuple[Mapping[int, float], ...]
+    """Of each trial: pairs seen -> the objective at that rung."""
 
     @property
     def name(self) -> str:
@@ -86,9 +88,8 @@ def load_search(uri: str, experiment: str, name: str) -> SearchResult | None:
     heads = [column for column in trials.columns if column.startswith("values.")]
     values = tuple({head.removeprefix("values."): json.loads(row[head]) for head in heads if isinstance(row[head], str)}
                    for _, row in trials.iterrows())
-    trials = trials.assign(rungs=[{int(pairs): value for pairs, value in json.loads(rungs).items()}
-                                  for rungs in trials["rungs"]])
-    return SearchResult(plan, trials, values, importance)
+    rungs = tuple({int(pairs): float(value) for pairs, value in json.loads(text).items()} for text in trials["rungs"])
+    return SearchResult(plan, trials.drop(columns="rungs"), values, importance, rungs)
 
 
 def running_best(scores: Floats, sign: float) -> Floats:
@@ -192,10 +193,11 @@ def _can_go_beyond(parameter: Mapping[str, Any], edge: str) -> bool:
 
 def front(scores: Floats) -> NDArray[np.bool_]:
     """(trials, objectives), all maximised -> (trials,) True where no other is as good in all and better in one."""
-    known = ~np.isnan(scores).any(axis=1)
+    known: NDArray[np.bool_] = np.all(np.isfinite(scores), axis=1)
     as_good = (scores[None] >= scores[:, None]).all(axis=2)
     better = (scores[None] > scores[:, None]).any(axis=2)
-    return known & ~(as_good & better & known[None]).any(axis=1)
+    beaten: NDArray[np.bool_] = np.any(as_good & better & known[None], axis=1)
+    return np.logical_and(known, ~beaten)
 
 
 def hypervolume(scores: Floats, reference: Floats) -> float:
@@ -242,9 +244,11 @@ def table_text(result: SearchResult, contests: Sequence[Contest], num_best: int 
         lines += ["", "## Importance", "", "Shares within an objective. PED-ANOVA: for being among the best quarter; "
                   "fANOVA: of the variance over the whole space, for parameters that exist in all trials.", "",
                   "| objective | parameter | PED-ANOVA | fANOVA |", "| :-- | :-- | --: | --: |"]
-        for entry in result.importance.sort_values(["objective", "pedanova"], ascending=[True, False]).itertuples():
-            fanova = "" if math.isnan(entry.fanova) else f"{entry.fanova:.2f}"
-            lines.append(f"| {entry.objective} | {names[entry.parameter]} | {entry.pedanova:.2f} | {fanova} |")
+        table = result.importance.sort_values(["objective", "pedanova"], ascending=[True, False])
+        for objective, key, ped, fanova in zip(table["objective"], table["parameter"], table["pedanova"].astype(float),
+                                               table["fanova"].astype(float), strict=True):
+            share = "" if math.isnan(fanova) else f"{fanova:.2f}"
+            lines.append(f"| {objective} | {names[key]} | {ped:.2f} | {share} |")
     if contests:
         lines += ["", "## Against others", "", "Trials and seconds of computing until this search was as good as the "
                   "best of the other, which is known only after all of its trials.", "",

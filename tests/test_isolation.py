@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def sample(best_lambda: float = 1.0, num_trials: int = 30, objectives: tuple[str
              parameter("objective.curriculum.kind", choices=["joint", "ramp"], low=0.0, high=0.0, is_log=False),
              parameter("objective.curriculum.ramp_fraction", low=0.0, high=1.0, is_log=False,
                        when={"objective.curriculum.kind": ["ramp"]})]
-    rows, values = [], []
+    rows, values, rungs = [], [], []
     for number in range(num_trials):
         drawn = float(10 ** random.uniform(-2, 1))
         held: dict[str, Any] = {"objective.lambda_local": best_lambda if number == 5 else drawn,
@@ -41,11 +42,11 @@ def sample(best_lambda: float = 1.0, num_trials: int = 30, objectives: tuple[str
         score = 0.7 - 0.05 * np.log10(held["objective.lambda_local"] / best_lambda) ** 2
         is_pruned = number % 4 == 3
         row = {"number": number, "state": "pruned" if is_pruned else "finished", "key": f"k{number}",
-               "run_id": f"r{number}", "seconds": 2.0 if is_pruned else 10.0, "reason": None,
-               "rungs": {100: score - 0.1}}
+               "run_id": f"r{number}", "seconds": 2.0 if is_pruned else 10.0, "reason": None}
         row |= {f"objectives.{metric}": np.nan if is_pruned else score * (1 - 2 * index) + index * number / 50
                 for index, metric in enumerate(objectives)}
         rows.append(row)
+        rungs.append({100: score - 0.1})
         values.append(held)
     importance = pd.DataFrame([(metric, entry["key"], 0.5 - 0.2 * index, np.nan if index == 2 else 0.5, 22)
                                for metric in objectives for index, entry in enumerate(space)],
@@ -53,7 +54,7 @@ def sample(best_lambda: float = 1.0, num_trials: int = 30, objectives: tuple[str
     plan = {"name": "weights", "question": "Which weights?", "objectives": list(objectives), "data": "tiny", "seed": 0,
             "directions": ["maximize"] * len(objectives), "space": space, "trials": 30, "sampler": {"kind": "tpe"},
             "scientific": ["objective.curriculum.kind"], "compare_with": []}
-    return SearchResult(plan, pd.DataFrame(rows), tuple(values), importance)
+    return SearchResult(plan, pd.DataFrame(rows), tuple(values), importance, tuple(rungs))
 
 
 def test_the_best_so_far_skips_what_did_not_finish() -> None:
@@ -85,7 +86,7 @@ def test_the_best_at_an_edge_is_told_unless_the_setting_ends_there() -> None:
     held = dict(result.values[row]) | {"objective.curriculum.kind": "ramp", "objective.curriculum.ramp_fraction": 0.99}
     values = (*result.values[:row], held, *result.values[row + 1:])
     # 0.99 of [0, 1]: a fraction cannot be larger than 1.
-    assert boundary_warnings(SearchResult(result.plan, result.trials, values, result.importance)) == []
+    assert boundary_warnings(replace(result, values=values)) == []
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(-1, 1)), min_size=1, max_size=30), st.sampled_from([1.0, -1.0]))
@@ -160,6 +161,6 @@ def test_values_survive_the_table_that_is_tracked(tmp_path: Any, monkeypatch: py
     loaded = searches.load_search("", "", "weights")
     assert loaded is not None
     assert loaded.values == ({"data.views": "both", "objective.lambda_local": 0.1}, {"objective.lambda_local": 1.0})
-    assert loaded.trials["rungs"].tolist() == [{100: 0.5}, {}]
+    assert loaded.rungs == ({100: 0.5}, {})
     files.pop()
     assert searches.load_search("", "", "weights") is None
