@@ -124,10 +124,12 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1500, "height": 950})
         page.set_default_timeout(PATIENCE_MS)
         page.goto(f"{address}{experiment}/runs?workflowType=machine_learning", timeout=PATIENCE_MS)
-        # The trials lie folded below the run of their study; a search shows them flat.
+        # The trials lie folded below the run of their study, also after a search.
         stop(page, "runs", "study: review")
         query = urllib.parse.quote("tags.`study.review` LIKE '%'")
         page.goto(f"{address}{experiment}/runs?workflowType=machine_learning&searchFilter={query}")
+        page.get_by_text("study: review").first.wait_for()
+        page.locator(".ag-row").first.get_by_role("button").first.click()
         stop(page, "trials-of-the-study", "full · seed 0")
         page.get_by_role("button", name="Group by").first.click()
         page.wait_for_timeout(500)
