@@ -187,9 +187,9 @@ def caption(ladder: Ladder) -> str:
            f" With {full.num_seeds} seeds these intervals are too narrow; take them as a lower bound of the doubt.")
     return (f"Study {ladder.plan['study']} at shares of {what}, ranked by {metric.name}: {full.num_arms} arms, "
             f"{counted(full.num_seeds, 'seed')}. Correlations of the arms' means with those of the full study, with 95 "
-            f"% intervals of the bootstrap over seeds, rung and full study drawn together.{few} One seed: Kendall's τ of "
-            "single seeds with the full study's mean of the other seeds; in the full row the most that any rung can "
-            "be expected to reach. Same choice: whether the best arm is the same, and in how many of the samples. "
+            f"% intervals of the bootstrap over seeds, rung and full study drawn together.{few} One seed: Kendall's "
+            "τ of single seeds with the full study's mean of the other seeds; in the full row the most that any rung "
+            "can be expected to reach. Same choice: whether the best arm is the same, and in how many of the samples. "
             f"Regret: what choosing by the rung loses in the full study ({metric.unit}).{left_out}")
 
 
