@@ -192,13 +192,13 @@ def main() -> None:
     # Of CPU time, on as many cores as there are workers: what a quiet machine needs.
     hours = NUM_MIMIC / batches["from_files"] / arguments.workers / 3600
     growth = (scale[-1]["peak_mb"] - scale[0]["peak_mb"]) / max(scale[-1]["num_images"] - scale[0]["num_images"], 1)
-    results["mimic"] = {"hours": hours, "store_gb": NUM_MIMIC * 256**2 / 1e9,
-                        "peak_mb": scale[-1]["peak_mb"] + growth * (NUM_MIMIC - scale[-1]["num_images"])}
+    peak = scale[-1]["peak_mb"] + growth * (NUM_MIMIC - scale[-1]["num_images"])
+    results["mimic"] = {"hours": hours, "store_gb": NUM_MIMIC * 256**2 / 1e9, "peak_mb": peak}
     print(f"full-size JPEGs ({batches['jpeg_mb']:.1f} MB): {full['images_per_second']:.1f} images/s\n"
           f"batches: {batches['from_store']:.0f} images per CPU second from the store, {batches['from_files']:.1f} "
           f"from files, ratio {batches['ratio']:.0f}\n"
           f"MIMIC-CXR-JPG, {NUM_MIMIC} images at 256 pixels, {arguments.workers} workers: {hours:.1f} hours, "
-          f"{NUM_MIMIC * 256**2 / 1e9:.1f} GB of images, peak about {results['mimic']['peak_mb']:.0f} MB")
+          f"{NUM_MIMIC * 256**2 / 1e9:.1f} GB of images, peak about {peak:.0f} MB")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=1))
 

@@ -706,7 +706,10 @@ def results(
         explored = make_explorations(place.uri, place.experiment, out)
         if explored and not list_studies(place.uri, place.experiment):
             return
-    make_results(place.uri, place.experiment, out, only=part.value if part else None, studies=study)
+    only: Literal["tables", "figures"] | None = None
+    if part is not None:
+        only = "tables" if part is Part.tables else "figures"
+    make_results(place.uri, place.experiment, out, only=only, studies=study)
 
 
 @app.command("check-results")

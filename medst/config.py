@@ -132,6 +132,8 @@ class HeadsConfig(Section):
 
     hidden_width: Count = 256
     embedding_width: Count = 128
+    num_prototypes: Annotated[int, Field(ge=0)] = 0
+    """Cross-modal prototypes of MGCA (500 as published); 0: none, and objective.lambda_prototype must be 0."""
 
 
 class ModelConfig(Section):
@@ -150,8 +152,9 @@ class ModelConfig(Section):
 
 class LocalConfig(Section):
     temperature: Positive = 0.1
-    weighting: Literal["modality", "uniform"] = "modality"
-    """modality: words and patches weighted by attention from the pooled pair; uniform: equally."""
+    weighting: Literal["modality", "attention", "uniform"] = "modality"
+    """modality: words and patches weighted by attention from the pooled pair; attention: as in MGCA by the encoders'
+    last-layer attention from the class token, clipped at its 10th and 90th percentile; uniform: equally."""
     padding: Behaviour = "corrected"
     """released: padding words are queries, negatives and take part in pooling and BatchNorm."""
     context: Behaviour = "corrected"
@@ -180,22 +183,40 @@ class CurriculumConfig(Section):
     """Fraction of training over which the second term rises from 0 to its weight; ramp only."""
 
 
+class PrototypesConfig(Section):
+    """Swapped prediction of cross-modal prototypes, as in MGCA."""
+
+    temperature: Positive = 0.2
+    epsilon: Annotated[float, Field(ge=0.01)] = 0.05
+    """Entropy of the Sinkhorn assignments; lower is harder."""
+    sinkhorn_iterations: Count = 3
+    frozen_fraction: Fraction = 0.02
+    """Share of training at whose beginning the prototypes stay as they are; published: 1 of 50 epochs."""
+
+
 class ObjectiveConfig(Section):
-    """L = L_global + lambda_local * L_local + lambda_temporal * L_temporal."""
+    """L = L_global + lambda_local * L_local + lambda_temporal * L_temporal + lambda_prototype * L_prototype."""
 
     lambda_local: NonNegative = 1.0
     lambda_temporal: NonNegative = 1.0
+    lambda_prototype: NonNegative = 0.0
+    """0.5 in MGCA, with lambda_local 0.7."""
     global_temperature: Positive = 0.07
+    global_image_share: Fraction = 0.5
+    """Share of the image-to-report direction in the global loss; 0.75 in ConVIRT."""
     global_negatives: Behaviour = "corrected"
     """released: pairs of one study are negatives of each other; corrected: they are not."""
     local: LocalConfig = LocalConfig()
     temporal: TemporalConfig = TemporalConfig()
+    prototypes: PrototypesConfig = PrototypesConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
 
 
 class TrainingConfig(Section):
     epochs: NonNegative = 8.0
     """Budget: epochs x training pairs = pairs seen. May be fractional; 0 evaluates the untrained model."""
+    mgca_epochs: NonNegative = 0.0
+    """Epochs of MGCA, trained first, from whose weights this training then starts, as the published Med-ST did."""
     pairs_per_batch: Annotated[int, Field(ge=2)] = 32
     learning_rate: Positive = 1.0e-3
     min_learning_rate: NonNegative = 1.0e-8
@@ -280,6 +301,12 @@ class Config(Section):
                f"temporal loss with no sequences: training.pairs_per_batch={training.pairs_per_batch} cannot hold one "
                f"sequence of data.sequence_length={data.sequence_length}; raise the former or set "
                "objective.lambda_temporal=0")
+        refuse(self.objective.lambda_prototype > 0 and model.heads.num_prototypes == 0,
+               f"objective.lambda_prototype={self.objective.lambda_prototype} needs prototypes; set "
+               "model.heads.num_prototypes (500 as published), or objective.lambda_prototype=0")
+        refuse(training.mgca_epochs > 0 and training.epochs == 0,
+               f"training.mgca_epochs={training.mgca_epochs} comes before a training, and training.epochs is 0; raise "
+               "the latter")
         refuse(training.pairs_per_batch % training.world_size != 0,
                f"training.pairs_per_batch={training.pairs_per_batch} cannot be shared evenly by "
                f"training.world_size={training.world_size} processes; make the former a multiple of the latter")
@@ -287,8 +314,8 @@ class Config(Section):
                "model.image.missing_lateral=released: whether an absent lateral is computed depends on the other pairs "
                "of the batch, which several processes do not see; set training.world_size=1")
         refuse(training.micro_batch > 0 and model.experts.routing == "learned",
-               "training.micro_batch with model.experts.routing=learned: the balance loss needs all tokens of a batch at "
-               "once; set training.micro_batch=0, and training.recompute=true to save memory")
+               "training.micro_batch with model.experts.routing=learned: the balance loss needs all tokens of a batch "
+               "at once; set training.micro_batch=0, and training.recompute=true to save memory")
         refuse(training.small_batches == "released" and training.pairs_per_batch < 5,
                "training.pairs_per_batch below 5 crashes the published program; set training.small_batches=corrected")
         return self
@@ -298,7 +325,9 @@ _PLACES = ("data.root", "data.store", "training.checkpoint_epochs", "training.de
            "evaluation.track_embeddings", "evaluation.track_attention", "evaluation.validation_scores")
 """Keys that cannot change a trial's numbers (the device's type and the world size enter the key by themselves)."""
 
-_LATER = ("training.micro_batch", "training.recompute", "training.compile")
+_LATER = ("training.micro_batch", "training.recompute", "training.compile", "training.mgca_epochs",
+          "model.heads.num_prototypes", "objective.lambda_prototype", "objective.global_image_share",
+          *(f"objective.prototypes.{name}" for name in PrototypesConfig.model_fields))
 """Keys that came after the first trials and at their default change nothing: there they are left out of the canonical
 form, so that those trials stand."""
 
@@ -485,7 +514,8 @@ def content_fingerprint(path: Path) -> str:
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
     names = [file.name if path.is_dir() else "" for file in files]
     states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return fingerprint("\n".join(f"{name} {_hash_unchanged(*state)}" for name, state in zip(names, states, strict=True)))
+    hashes = (f"{name} {_hash_unchanged(*state)}" for name, state in zip(names, states, strict=True))
+    return fingerprint("\n".join(hashes))
 
 
 @cache

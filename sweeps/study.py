@@ -240,7 +240,7 @@ def _factors(file: StudyFile) -> Iterator[tuple[EntryPath, str, Factor | TwoLeve
 
 def _check_tuning(file: StudyFile, tuning: Tuning, document: Document) -> None:
     for key, factor in tuning.factors.items():
-        path = ("tuning", "factors", key)
+        path: tuple[str, ...] = ("tuning", "factors", key)
         if (factor.levels is None) == (factor.range is None):
             if not document.is_broken(*path):
                 document.add(path, f"'{key}': either levels or a range")
@@ -364,7 +364,7 @@ class _Resolver:
             self._check_candidates(file.tuning)
 
     def _parsed_constraints(self) -> list[tuple[EntryPath, Constraint]]:
-        found = []
+        found: list[tuple[EntryPath, Constraint]] = []
         for index, text in enumerate(self._file.constraints):
             where = ("constraints", str(index))
             try:

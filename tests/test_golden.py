@@ -26,9 +26,9 @@ from medst.config import Config, load_config
 from medst.data.batch import Batch
 from medst.data.tokenizer import word_slots
 from medst.model import MedST
+from medst.model.foreign import load_checkpoint, released_name
 from medst.model.routing import arrange
 from medst.model.text import add_up_words, bert_config
-from medst.model.foreign import load_checkpoint, released_name
 from medst.objectives import medst_objective
 from medst.objectives.alignment import LocalAlignment, local_alignment
 from medst.objectives.contrast import global_contrast, retrieval_accuracy, similarity

@@ -37,9 +37,8 @@ THIRD_PARTY = {
     "tracking": {"filelock", "mlflow", "numpy", "pandas", "pyarrow", "yaml"},
     "sweeps": {"filelock", "numpy", "optuna", "pandas", "psutil", "pydantic", "ray", "rich", "torch", "yaml"},
     "analysis": {
-        "jinja2", "jupyter_client", "matplotlib", "nbclient", "nbformat", "numpy", "pandas", "PIL", "pyarrow", "pydantic",
-        "rich",
-        "scipy", "sklearn", "statsmodels", "yaml",
+        "jinja2", "jupyter_client", "matplotlib", "nbclient", "nbformat", "numpy", "pandas", "PIL", "pyarrow",
+        "pydantic", "rich", "scipy", "sklearn", "statsmodels", "yaml",
     },
     "cli": {"rich", "torch", "typer", "yaml"},
 }

@@ -36,5 +36,6 @@ def standing(store: Store, config: Config) -> dict[str, str | int]:
     The mark comes as words and as the number 1 under FLAG, by which tables find it.
     """
     reason = contamination(store, config)
-    facts: dict[str, str | int] = {f"split.{split.data_set}.{split.part}": split.fingerprint for split in describe_splits(store)}
+    facts: dict[str, str | int] = {f"split.{split.data_set}.{split.part}": split.fingerprint
+                                   for split in describe_splits(store)}
     return {**facts, **({FACT: reason, FLAG: 1} if reason else {})}

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import timm
 from pydantic import ValidationError
@@ -235,10 +235,11 @@ def _load_text(model: MedST, name: str, keep_all: bool) -> LoadReport:
     bert = model.text_encoder.bert
     own = bert.state_dict()
     try:
-        source, found = BertModel.from_pretrained(name, config=bert.config, add_pooling_layer=False,
-                                                  output_loading_info=True)
+        loaded: Any = BertModel.from_pretrained(name, config=bert.config, add_pooling_layer=False,
+                                                output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise _unavailable("model.text.name", name, "a transformers folder", error) from None
+    source, found = loaded
     missing = sorted(found["missing_keys"])
     if missing:
         raise ValueError(f"model.text.name={name}: {len(missing)} tensors of a BERT are not in it ({missing[0]}, ...); "

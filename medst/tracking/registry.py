@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +131,7 @@ def _refuse_without_model(run: Run, uri: str) -> None:
     raise TrackingError(f"run {run.info.run_id} ('{run.info.run_name}') kept no model. {_WHO_KEEPS}")
 
 
-def _tags(run: Run) -> Mapping[str, str]:
+def _tags(run: Run) -> dict[str, str]:
     tags = run.data.tags
     kept = (names.ARM, names.SEED, names.KEY, names.DATA_NAME, names.SOURCE)
     return {name: tags[name] for name in kept if name in tags}
