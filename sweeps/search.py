@@ -132,7 +132,7 @@ def _compute(search: Search, conductor: Conductor, place: TrackingPlace, executo
              trial_function: TrialFunction | None, console: Console) -> None:
     rungs = None
     if search.file.pruning is not None:
-        rungs = Rungs(search.name, search.file.objectives[0], search.directions[0] == "maximize",
+        rungs = Rungs(search.name, conductor.definition, search.file.objectives[0], search.directions[0] == "maximize",
                       search.file.pruning.first_pairs, search.file.pruning.reduction, place.uri, place.experiment)
     seconds = _measured_seconds(conductor.attempts) or search.file.seconds_per_trial
     with LiveView(search.name, conductor.num_left, seconds, num_parallel, console) as view:

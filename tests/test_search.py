@@ -293,7 +293,7 @@ def test_the_judgement_equals_sorting_and_counting(others: list[float], value: f
 
 
 def test_rungs_lie_before_the_end_of_training() -> None:
-    rungs = Rungs("s", AUROC, True, 100, 3, "", "")
+    rungs = Rungs("s", "d", AUROC, True, 100, 3, "", "")
     assert rungs.of_budget(900) == [100, 300]
     assert rungs.of_budget(901) == [100, 300, 900]
     assert rungs.of_budget(100) == []
@@ -327,7 +327,7 @@ def test_a_search_prunes_as_a_slow_reference_that_sees_everything(at_searched: P
 
 def test_a_rung_that_was_passed_stays_passed_and_one_that_was_not_is_judged_again(tmp_path: Path) -> None:
     place = fresh_place(tmp_path / "project")
-    rungs = Rungs("weights", AUROC, True, 100, 3, place.uri, place.experiment)
+    rungs = Rungs("weights", "d", AUROC, True, 100, 3, place.uri, place.experiment)
     config = Config()
 
     def rung_values(folder: Path) -> list[str]:
@@ -559,6 +559,19 @@ def test_another_space_is_another_search_and_what_the_store_has_is_not_computed_
 
     assert run(project, trial_function=counted)[0] == 0
     assert computed == [10.0] and len(attempts_of(project)) == 3
+
+
+def test_trials_of_an_earlier_form_of_a_search_judge_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = SEARCH.replace("trials: 12", "trials: 6")
+    stories = []
+    for name, forms in (("fresh", (1,)), ("used", (0, 1))):
+        folder = make_project(tmp_path / name, monkeypatch)
+        for form in forms:
+            write(folder, f"{text}sampler_seed: {form}\n")
+            assert run(folder)[0] == 0
+        stories.append(story(attempts_of(folder)))
+    assert stories[0] == stories[1]
+    assert {attempt[2] for attempt in stories[0]} == {TrialState.FINISHED, TrialState.PRUNED}
 
 
 def test_the_same_proposal_twice_is_one_trial(project: Path) -> None:

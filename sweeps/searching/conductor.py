@@ -41,7 +41,7 @@ class Conductor:
     def __init__(self, search: Search, definition: str, setting: Setting, attempts: Sequence[Attempt],
                  should_retry_failed: bool = False) -> None:
         self._search = search
-        self._definition = definition
+        self.definition = definition
         self._setting = setting
         self._attempts = {attempt.number: attempt for attempt in attempts}
         self._is_retried = {attempt.number for attempt in attempts
@@ -78,7 +78,7 @@ class Conductor:
             if self._is_settled(number) or (attempt is not None and attempt.state is TrialState.RUNNING):
                 continue
             if attempt is None:
-                proposal, config = propose(self._search, number, self.attempts, self._definition)
+                proposal, config = propose(self._search, number, self.attempts, self.definition)
             else:
                 proposal, config = attempt.proposal, self._search.config(attempt.proposal.values)
             self._is_retried.discard(number)

@@ -18,7 +18,7 @@ from medst.config import Config
 from medst.records import Facts, Metrics, Pruned, Record
 from medst.tracking import names
 from medst.tracking.connection import is_away
-from medst.tracking.members import member_trials
+from medst.tracking.members import MemberTrial, member_trials
 from sweeps.worker import TrialFunction
 
 _PASSED = "rungs.json"
@@ -30,6 +30,8 @@ class Rungs:
     """How the trials of one search are judged; travels to the workers."""
 
     search: str
+    definition: str
+    """Fingerprint of the search: trials that an earlier form of it asked for judge nobody."""
     metric: str
     is_maximised: bool
     first_pairs: int
@@ -126,7 +128,7 @@ class _Judge:
         try:
             others = [member.metrics[metric]
                       for member in member_trials(self._rungs.uri, self._rungs.experiment, self._rungs.search)
-                      if member.key != self._key and metric in member.metrics]
+                      if member.key != self._key and metric in member.metrics and self._is_of_this_search(member)]
         except Exception as error:
             if not is_away(error):
                 raise
@@ -137,3 +139,7 @@ class _Judge:
         better = sum(other > value if self._rungs.is_maximised else other < value for other in others)
         return (f"rung of {rung} pairs: {self._rungs.metric} = {value:.6g}; {better} of {len(others)} other trials "
                 f"were better, and the best of {self._rungs.reduction} go on")
+
+    def _is_of_this_search(self, member: MemberTrial) -> bool:
+        proposals = json.loads(member.tags[f"{names.SEARCH_PREFIX}{self._rungs.search}"])
+        return any(proposal["definition"] == self._rungs.definition for proposal in proposals)
