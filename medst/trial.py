@@ -25,9 +25,12 @@ from medst.evaluation.contamination import contamination, standing
 from medst.model import MedST
 from medst.model.accounting import count
 from medst.model.lineage import Lineage, write_lineage
+from medst.model.weights import continue_from
 from medst.objectives import medst_objective
 from medst.records import Facts, Metrics, Record
 from medst.training.distributed import Meeting, Ranks, joined
+from medst.training.checkpoint import load_checkpoint
+from medst.training.first_phase import LaterEpochs, after_first_phase, as_first_phase, first_phase
 from medst.training.launch import config_of_rank, on_ranks
 from medst.training.loop import TemporalWeights, autocast, num_steps, train
 from medst.training.memory import OutOfMemoryError, is_out_of_memory, largest_that_fits, release
@@ -91,6 +94,7 @@ class _WithLosses(nn.Module):
             embeddings, batch.study, batch.sequences, model.word_pooling, model.patch_pooling, config.objective,
             fmc_weight=weights.fmc, rmr_weight=weights.rmr,
             balance_weight=config.model.experts.balance_weight if config.model.experts.routing == "learned" else 0.0,
+            prototypes=_schooled(model.prototypes, weights.prototypes_learn),
             gather=self._gather if model.training else None,
         )
         shares = embeddings.expert_share.detach().mean(dim=0)
@@ -98,26 +102,33 @@ class _WithLosses(nn.Module):
         return {**scored.terms, **use, "loss": scored.total}
 
 
+def _schooled(prototypes: Tensor | None, is_learning: bool) -> Tensor | None:
+    return prototypes if prototypes is None or is_learning else prototypes.detach()
+
+
 def _run(config: Config, checkpoint_dir: Path | None, ranks: Ranks) -> Iterator[Record]:
     check_tasks(config.evaluation.tasks)
     store, tokenizer = _opened(config)
-    # Dropout differs between ranks; the first draws as one alone would.
-    torch.manual_seed(stream_seed(config.seed, "training" if ranks.is_first else f"training.{ranks.rank}"))
     device = torch.device(config.training.device)
     loader = TrainLoader(store, tokenizer, config, device, ranks.rank)
     validation = EvalLoader(store, tokenizer, config, "validate", device)
     model = MedST.create(config, tokenizer.vocabulary_size).to(device)
     steps = num_steps(config, len(loader))
+    first_steps = round(config.training.mgca_epochs * len(loader))
     yield Facts({
         **count(model, config.data.caption_tokens),
         "training_pairs": loader.num_pairs,
         "training_steps": steps,
         "pairs_seen": steps * config.training.pairs_per_batch,
+        **({"mgca_pairs_seen": first_steps * config.training.pairs_per_batch} if first_steps else {}),
         "vocabulary_size": tokenizer.vocabulary_size,
         "store": store.name,
         **standing(store, config),
     })
 
+    if first_steps:
+        yield from as_first_phase(_first_phase(model, store, tokenizer, config, checkpoint_dir, ranks), steps)
+    _seed_dropout(config, "training", ranks)
     with_losses = _WithLosses(model, config, None if ranks.is_alone else ranks.gather)
     parallel = ranks.parallel(with_losses)
 
@@ -126,6 +137,8 @@ def _run(config: Config, checkpoint_dir: Path | None, ranks: Ranks) -> Iterator[
         return terms
 
     records = train(model, objective, loader, validation, config, checkpoint_dir, ranks)
+    if first_steps:
+        records = after_first_phase(records, first_steps)
     if config.evaluation.validation_scores == "every" and ranks.is_first:
         records = _scored(records, model, store, tokenizer, config, steps)
     try:
@@ -145,6 +158,30 @@ def _run(config: Config, checkpoint_dir: Path | None, ranks: Ranks) -> Iterator[
     if steps == 0:
         # The untrained trial is the floor of a study: what needs no training stands with it.
         yield from evaluate_pixel_baseline(store, config)
+
+
+def _seed_dropout(config: Config, name: str, ranks: Ranks) -> None:
+    """Dropout differs between ranks; the first draws as one alone would."""
+    torch.manual_seed(stream_seed(config.seed, name if ranks.is_first else f"{name}.{ranks.rank}"))
+
+
+def _first_phase(model: MedST, store: Store, tokenizer: Tokenizer, main: Config, checkpoint_dir: Path | None,
+                 ranks: Ranks) -> Iterator[Record]:
+    """Train MGCA and lay its weights over `model`, unless a checkpoint of the main training brings later ones."""
+    if ranks.from_first(checkpoint_dir is not None and ranks.is_first and load_checkpoint(checkpoint_dir) is not None):
+        return
+    config = first_phase(main)
+    device = torch.device(config.training.device)
+    _seed_dropout(config, "first_phase", ranks)
+    source = MedST.create(config, tokenizer.vocabulary_size).to(device)
+    with_losses = _WithLosses(source, config, None if ranks.is_alone else ranks.gather)
+    parallel = ranks.parallel(with_losses)
+    loader = TrainLoader(store, tokenizer, config, device, ranks.rank)
+    yield from train(
+        source, lambda batch, weights: (parallel if source.training else with_losses)(batch, weights),
+        LaterEpochs(loader, main), EvalLoader(store, tokenizer, config, "validate", device), config,
+        None if checkpoint_dir is None else checkpoint_dir / "first-phase", ranks)
+    continue_from(model, source)
 
 
 def _scored(records: Iterator[Record], model: MedST, store: Store, tokenizer: Tokenizer, config: Config, steps: int

@@ -96,4 +96,5 @@ def small_batch(
 def objective_of(model: MedST, batch: Batch, config: Config, **weights: float) -> Objective:
     embeddings = model(batch)
     return medst_objective(embeddings, batch.study, batch.sequences, model.word_pooling, model.patch_pooling,
-                           config.objective, **{"fmc_weight": 1.0, "rmr_weight": 1.0, **weights})
+                           config.objective, prototypes=model.prototypes,
+                           **{"fmc_weight": 1.0, "rmr_weight": 1.0, **weights})

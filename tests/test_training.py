@@ -161,5 +161,5 @@ def test_zero_epochs_is_the_untrained_model() -> None:
 def test_temporal_weights_follow_the_curriculum() -> None:
     config = _config(**{"objective.curriculum.kind": "staged", "objective.curriculum.start_fraction": 0.5,
                         "objective.temporal.rmr_weight": 0.25})
-    assert temporal_weights(config, 0.25) == TemporalWeights(1.0, 0.0)
+    assert temporal_weights(config, 0.25) == TemporalWeights(1.0, 0.0, True)
     assert temporal_weights(config, 0.75) == TemporalWeights(1.0, 0.25)

@@ -45,16 +45,17 @@ _RULES: tuple[tuple[str, str], ...] = (
         for index, layer in ((0, "hidden"), (1, "hidden_norm"), (3, "output"), (4, "output_norm"))
     ),
     (r"(word|patch)_element_wise_multi_head\.in_proj_(weight|bias)", r"\1_pooling.\2"),
+    (r"prototype_layer\.weight", "prototypes"),
 )
 """Released name (whole) -> name in a MedST with a frontal and a lateral expert."""
 
 _IGNORED = re.compile(
     r".*_embed_la\..*|.*\.crossattention\..*|.*\.pooler\..*|(word|patch)_local_atten_layer\..*"
-    r"|(word|patch)_element_wise_multi_head\.out_proj\..*|.*\.position_ids|prototype_layer\..*"
+    r"|(word|patch)_element_wise_multi_head\.out_proj\..*|.*\.position_ids"
     r"|img_encoder_q\.model\.(?:head|head_dist|pre_logits|fc_norm)\..*"
     r"|text_encoder_q\.model\.(?:cls|cls_projection_head)\..*"
 )
-"""Tensors that no loss of Med-ST depends on: heads of classification and masked words, MGCA's prototypes, ..."""
+"""Tensors that no loss of Med-ST depends on: heads of classification and masked words, ..."""
 
 _TOKEN_TYPES = "text_encoder.bert.embeddings.token_type_embeddings.weight"
 _POSITIONS = "image_encoder.pos_embed"
@@ -72,7 +73,7 @@ class Kind:
     """Pattern of the model's keys that such a file does not bring."""
 
 
-MED_ST = Kind("Med-ST", "", r".*\.gate\..*")
+MED_ST = Kind("Med-ST", "", r".*\.gate\..*|prototypes")
 MGCA = Kind("MGCA", "", r".*\.gate\..*|(word|patch)_pooling\..*")
 VISION_TRANSFORMER = Kind("vision transformer", "img_encoder_q.model.", r"(?!image_encoder\.).*|.*\.gate\..*")
 BERT = Kind("BERT", "text_encoder_q.model.", r"(?!text_encoder\.).*")
@@ -137,7 +138,7 @@ def load_checkpoint(model: MedST, path: str | Path) -> LoadReport:
     state: dict[str, Tensor] = {}
     copied: list[str] = []
     for target, tensor in translated.items():
-        places = _places(target, model, has_lateral=kind is MED_ST)
+        places = places_of(target, model, has_lateral=kind is MED_ST)
         if not places:
             ignored.append(target)
         for place in places:
@@ -254,8 +255,15 @@ def _translated(tensors: Mapping[str, Tensor], kind: Kind) -> tuple[dict[str, Te
     return state, ignored, unexpected
 
 
-def _places(target: str, model: MedST, has_lateral: bool) -> list[str]:
-    """Keys of the model that a tensor under its two-expert name fills; none where it has no place there."""
+def places_of(target: str, model: MedST, has_lateral: bool) -> list[str]:
+    """Keys of the model that a tensor under its two-expert name fills; none where it has no place there.
+
+    Args:
+        has_lateral: the tensors come from a model with a lateral expert, too; else the one expert serves all views
+            (`initialisation=corrected`).
+    """
+    if target == "prototypes" and model.prototypes is None:
+        return []
     found = re.fullmatch(r"(.+\.experts)\.experts\.([01])\.(norm|mlp)\.(.+)", target)
     if found is None:
         return [target]

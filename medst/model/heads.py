@@ -1,4 +1,4 @@
-"""Projection heads and the pooling parameters of the local alignment.
+"""Projection heads, the pooling parameters of the local alignment, the prototypes.
 
 What must not live here: losses.
 
@@ -57,3 +57,8 @@ class ElementPooling(nn.Module):
         self.bias = nn.Parameter(torch.zeros(2 * width))
         # The bound of torch's MultiheadAttention, whose third part (values) takes no part in any loss.
         nn.init.uniform_(self.weight, -((6 / (4 * width)) ** 0.5), (6 / (4 * width)) ** 0.5)
+
+
+def prototypes(count: int, width: int) -> nn.Parameter:
+    """(count, E) directions drawn evenly over the sphere; the loss brings them to unit length."""
+    return nn.Parameter(F.normalize(torch.randn(count, width), dim=-1))

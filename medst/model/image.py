@@ -87,6 +87,35 @@ class PairAttention(nn.Module):
             attended.insert(1, self._attend(single.view(num_pairs - num_laterals, length, -1), None).flatten(0, 1))
         return self.proj(torch.cat(attended))
 
+    @torch.no_grad()
+    def from_class(self, tokens: Tensor, layout: TokenLayout, key_mask: Tensor | None) -> Tensor:
+        """(T, D) -> attention from the class token to each patch, mean of the heads: (B, 2 P), frontal patches first, 0
+        where there is no lateral."""
+        num_pairs, num_laterals, num_patches = layout.num_pairs, layout.num_laterals, layout.num_patches
+        length, width = num_patches + 1, self.proj.in_features
+        both, lateral = tokens.split([num_pairs * length, num_laterals * num_patches])
+        frontal = both.view(num_pairs, length, width)
+        query_weight, key_weight, _ = self.qkv.weight.split(width)
+        query_bias, key_bias, _ = self.qkv.bias.split(width)
+
+        def attention(seen: Tensor, mask: Tensor | None) -> Tensor:
+            """(rows, tokens, D) whose first token is the class token -> (rows, tokens - 1)."""
+            rows = seen.shape[0]
+            query = F.linear(seen[:, :1], query_weight, query_bias).view(rows, 1, self.num_heads, -1).transpose(1, 2)
+            key = F.linear(seen, key_weight, key_bias).view(rows, seen.shape[1], self.num_heads, -1).transpose(1, 2)
+            scores = query @ key.transpose(2, 3) / math.sqrt(key.shape[-1])
+            if mask is not None:
+                scores = scores.masked_fill(~mask, -torch.inf)
+            return scores.softmax(dim=-1).mean(dim=1)[:, 0, 1:]
+
+        found = tokens.new_zeros(num_pairs, 2 * num_patches)
+        if num_laterals > 0:
+            pairs = torch.cat([frontal[:num_laterals], lateral.view(num_laterals, num_patches, width)], dim=1)
+            found[:num_laterals] = attention(pairs, key_mask)
+        if num_pairs > num_laterals:
+            found[num_laterals:, :num_patches] = attention(frontal[num_laterals:], None)
+        return found
+
     def _attend(self, projected: Tensor, key_mask: Tensor | None) -> Tensor:
         """(rows, tokens, 3 D) -> (rows, tokens, D)."""
         rows, length, _ = projected.shape
@@ -137,6 +166,7 @@ class ImageEncoder(nn.Module):
     Attributes:
         micro_batch: pairs whose activations are held at once, 0 = all; see `medst.model.recompute`.
         recompute: hold only the inputs of the blocks.
+        gives_attention: return the last block's attention from the class token, too.
     """
 
     def __init__(self, image: ImageEncoderConfig, experts: ExpertsConfig, *, image_size: int, seed: int,
@@ -151,6 +181,7 @@ class ImageEncoder(nn.Module):
         self.num_experts = experts.num_experts
         self.micro_batch = 0
         self.recompute = False
+        self.gives_attention = False
         with stream(seed, "image.stem"):
             self.stem: nn.Module = (
                 PatchEmbed(image_size, image.patch_size, image.num_channels, image.width)
@@ -226,14 +257,14 @@ class ImageEncoder(nn.Module):
         ]
         num_patches = self.num_patches
         split = [tokens.split([layout.num_pairs * (1 + num_patches), layout.num_laterals * num_patches])
-                 for (tokens, _, _), layout in zip(encoded, layouts, strict=True)]
+                 for (tokens, *_), layout in zip(encoded, layouts, strict=True)]
         frontal_tokens = join([tokens for tokens, _ in split]).view(num_pairs, 1 + num_patches, -1)[inverse]
         lateral_patches = join([tokens for _, tokens in split]).view(len(rows), num_patches, frontal_tokens.shape[-1])
         if rows:
             lateral_patches = lateral_patches[lateral_inverse]
         if self.is_learned:
             # Pieces do not occur here: the balance loss is of the whole batch.
-            ((_, balances, shares),) = encoded
+            ((_, balances, shares, _),) = encoded
             balance_loss, share = torch.stack(balances).mean(), torch.stack(shares)
         else:
             balance_loss = frontal_tokens.new_zeros((), dtype=torch.float32)
@@ -246,7 +277,14 @@ class ImageEncoder(nn.Module):
             lateral_row=torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True),
             balance_loss=balance_loss,
             expert_share=share,
+            attention=self._in_order([attention for *_, attention in encoded], inverse, len(rows) > 0),
         )
+
+    def _in_order(self, attentions: list[Tensor], inverse: Tensor, has_laterals: bool) -> Tensor | None:
+        """Attention of the pieces (rows, 2 P) -> that of the batch (B, M); None where it was not asked for."""
+        if not self.gives_attention:
+            return None
+        return join(attentions)[inverse, :(2 if has_laterals else 1) * self.num_patches]
 
     def encode_tokens(self, images: Tensor, layout: TokenLayout, key_mask: Tensor | None) -> Tensor:
         """Images (B + L, C, side, side) in the layout's order -> tokens (T, D), normed."""
@@ -272,14 +310,19 @@ class ImageEncoder(nn.Module):
 
     def _transform(
         self, frontal: Tensor, lateral: Tensor, layout: TokenLayout, key_mask: Tensor | None
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Patches (B, P, D), (L, P, D) in the layout's order -> tokens (T, D), and of every block the balance loss and
-        the experts' shares, empty but for learned routing."""
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+        """Patches (B, P, D), (L, P, D) in the layout's order -> tokens (T, D); of every block the balance loss and the
+        experts' shares, empty but for learned routing; the class token's attention (B, 2 P), empty if not asked for."""
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(layout.num_pairs, -1, -1)
         tokens = torch.cat([torch.cat([cls, frontal], dim=1).flatten(0, 1), lateral.flatten(0, 1)])
         balances, shares = [], []
-        for block in self.blocks:
+        attention = tokens.new_empty(0)
+        for number, block in enumerate(self.blocks, start=1):
+            if self.gives_attention and number == len(self.blocks):
+                assert isinstance(block, Block)
+                with torch.no_grad():
+                    attention = block.attention.from_class(block.norm1(tokens), layout, key_mask)
             tokens, balance, share = in_block(block, self.recompute, tokens, layout, key_mask)
             balances.append(balance)
             shares.append(share)
-        return self.norm(tokens), balances, shares
+        return self.norm(tokens), balances, shares, attention

@@ -18,7 +18,7 @@ from medst.config import Behaviour, Config, ModelConfig
 from medst.data.batch import Batch
 from medst.model import weights
 from medst.model.experts import LearnedExperts, ViewExperts
-from medst.model.heads import ElementPooling, ProjectionHead
+from medst.model.heads import ElementPooling, ProjectionHead, prototypes
 from medst.model.image import ImageEncoder
 from medst.model.initialisation import stream
 from medst.model.outputs import Embeddings, ImageEmbeddings, ImageFeatures, TextEmbeddings, TextFeatures
@@ -77,6 +77,9 @@ class MedST(nn.Module):
             self.word_pooling = ElementPooling(heads.embedding_width)
         with stream(seed, "pooling.patch"):
             self.patch_pooling = ElementPooling(heads.embedding_width)
+        with stream(seed, "prototypes"):
+            self.prototypes = prototypes(heads.num_prototypes, heads.embedding_width) if heads.num_prototypes else None
+        self.gives_attention = False
 
     @classmethod
     def create(cls, config: Config, vocabulary_size: int) -> MedST:
@@ -96,6 +99,9 @@ class MedST(nn.Module):
         weights.load_initial_weights(model)
         for encoder in (model.image_encoder, model.text_encoder):
             encoder.micro_batch, encoder.recompute = config.training.micro_batch, config.training.recompute
+        objective = config.objective
+        model.gives_attention = objective.lambda_local > 0 and objective.local.weighting == "attention"
+        model.image_encoder.gives_attention = model.gives_attention
         if config.training.compile:
             model.compile_parts()
         return model
@@ -123,7 +129,9 @@ class MedST(nn.Module):
         image_features = self.encode_images(batch.frontal, batch.frontal_view, batch.lateral, batch.lateral_view,
                                             batch.lateral_row)
         image = self.project_images(image_features)
-        text = self.project_text(self.encode_text(batch.token_ids, batch.attention_mask, batch.word_of_token))
+        text_features = self.encode_text(batch.token_ids, batch.attention_mask, batch.word_of_token,
+                                         with_attention=self.gives_attention)
+        text = self.project_text(text_features)
         return Embeddings(
             image=image.image,
             report=text.report,
@@ -133,6 +141,8 @@ class MedST(nn.Module):
             word_mask=text.word_mask,
             balance_loss=image_features.balance_loss,
             expert_share=image_features.expert_share,
+            word_attention=None if text_features.attention is None else text_features.attention.detach(),
+            patch_attention=image_features.attention,
         )
 
     def encode_images(

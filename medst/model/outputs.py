@@ -28,6 +28,9 @@ class ImageFeatures:
     """() load-balance loss of learned routing, mean of the layers; 0 for view routing."""
     expert_share: Tensor
     """(layers, experts) share of tokens that each expert served (view-expert use)."""
+    attention: Tensor | None = None
+    """(B, M) attention of the last layer from the class token to each patch, mean of the heads, without gradient; 0
+    where there is no patch. M as in `ImageEmbeddings`. Only when asked for."""
 
 
 @dataclass(frozen=True)
@@ -92,3 +95,7 @@ class Embeddings:
     """()."""
     expert_share: Tensor
     """(layers, experts)."""
+    word_attention: Tensor | None = None
+    """(B, N) and"""
+    patch_attention: Tensor | None = None
+    """(B, M): last-layer attention of the encoders, without gradient; only where the local loss is weighted by it."""

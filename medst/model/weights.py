@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from medst.config import Behaviour, ImageEncoderConfig, ModelConfig, TextEncoderConfig
-from medst.model.foreign import load_checkpoint
+from medst.model.foreign import load_checkpoint, places_of
 from medst.model.report import LoadReport
 
 if TYPE_CHECKING:
@@ -124,6 +124,27 @@ def load_initial_weights(model: MedST) -> tuple[LoadReport, ...]:
     if Path(name).is_dir():
         return (*reports, load(model, read(Path(name))[1], name))
     return (*reports, load_checkpoint(model, name))
+
+
+def continue_from(model: MedST, source: MedST) -> LoadReport:
+    """Lay the weights of a model with one expert over `model`, print the account and return it.
+
+    Its expert serves every view (`initialisation=corrected`), or the frontal ones alone (`released`). What it has no
+    weights for, such as the gates of learned routing, stays as it is.
+    """
+    assert source.image_encoder.num_experts == 1
+    own = model.state_dict()
+    state: dict[str, Tensor] = {}
+    ignored = []
+    for key, tensor in source.state_dict().items():
+        places = places_of(key, model, has_lateral=False)
+        state |= dict.fromkeys(places, tensor)
+        ignored += [] if places else [key]
+    model.load_state_dict({**own, **state})
+    report = LoadReport("first phase", tuple(state), ignored=tuple(ignored),
+                        missing=tuple(key for key in own if key not in state))
+    print(report, file=sys.stderr)
+    return report
 
 
 # Pretrained encoders ----------------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ def local_alignment(
     temperature: float,
     padding_counts: bool,
     normalise_patch_context: bool,
+    given_weights: tuple[Tensor, Tensor] | None = None,
     max_entries: int = MAX_ENTRIES,
 ) -> LocalAlignment:
     """Contrast every word with its context of patches, and every patch with its context of words.
@@ -79,6 +80,8 @@ def local_alignment(
         padding_counts: padding words are queries, negatives and weighted, as published; they are never keys
             of the patches.
         normalise_patch_context: bring the patches' contexts to unit length too; not so as published.
+        given_weights: (B, N) of the words and (B, M) of the patches, 0 outside the masks, instead of pooling
+            (`attention_weights`).
         max_entries: as above; the arrays of one pair are never cut.
 
     Raises:
@@ -87,7 +90,8 @@ def local_alignment(
     if temperature < _LOWEST_TEMPERATURE:
         raise ValueError(f"a local temperature of {temperature} overflows; use {_LOWEST_TEMPERATURE} or more")
 
-    def align(words: Tensor, patches: Tensor, word_mask: Tensor, patch_mask: Tensor) -> tuple[Tensor, ...]:
+    def align(words: Tensor, patches: Tensor, word_mask: Tensor, patch_mask: Tensor,
+              *given: Tensor) -> tuple[Tensor, ...]:
         """Sums of both losses over some pairs, and the weights."""
         scores = words @ patches.transpose(1, 2) / temperature  # (B, N, M)
         to_patches = scores.masked_fill(~patch_mask[:, None, :], -torch.inf).softmax(dim=2)
@@ -97,13 +101,14 @@ def local_alignment(
         if normalise_patch_context:
             patch_contexts = F.normalize(patch_contexts, dim=-1)
         counted = torch.ones_like(word_mask) if padding_counts else word_mask
-        word_sum, word_weights = _direction(words, word_contexts, counted, word_pooling, temperature)
-        patch_sum, patch_weights = _direction(patches, patch_contexts, patch_mask, patch_pooling, temperature)
+        by_word, by_patch = given or (word_pooling, patch_pooling)
+        word_sum, word_weights = _direction(words, word_contexts, counted, by_word, temperature)
+        patch_sum, patch_weights = _direction(patches, patch_contexts, patch_mask, by_patch, temperature)
         return word_sum, patch_sum, word_weights, patch_weights
 
     num_pairs, num_words, _ = words.shape
     chunk = max(1, max_entries // max(num_words, patches.shape[1]) ** 2)
-    arguments = (words, patches, word_mask, patch_mask)
+    arguments = (words, patches, word_mask, patch_mask, *(given_weights or ()))
     if num_pairs <= chunk:
         word_sum, patch_sum, word_weights, patch_weights = align(*arguments)
     else:
@@ -116,15 +121,17 @@ def local_alignment(
 
 
 def _direction(
-    queries: Tensor, contexts: Tensor, mask: Tensor, pooling: Pooling | None, temperature: float
+    queries: Tensor, contexts: Tensor, mask: Tensor, weighting: Pooling | Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """(B, Q, E) queries and their contexts, (B, Q) mask -> sum of the pairs' losses () and weights (B, Q)."""
     counted = mask.to(queries.dtype)
     products = queries * contexts
-    if pooling is None:
+    if weighting is None:
         weights = counted / counted.sum(dim=1, keepdim=True)
+    elif isinstance(weighting, Tensor):
+        weights = weighting
     else:
-        weights = _pooling_weights(products, mask, pooling)
+        weights = _pooling_weights(products, mask, weighting)
     own = products.sum(dim=-1) / temperature
     # Unit vectors bound the scores by 1 / temperature, so that one exponential without shift serves both directions,
     # and the mask acts as a factor of the sums.
@@ -149,3 +156,28 @@ def _pooling_weights(products: Tensor, mask: Tensor, pooling: Pooling) -> Tensor
     # q . (W a + b) = (q W) . a + q . b: the projection of one query instead of that of all keys.
     scores = (products @ (query @ key_weight)[:, :, None])[:, :, 0] * scale + (query @ key_bias)[:, None]
     return (scores / math.sqrt(width)).masked_fill(~mask, -torch.inf).softmax(dim=1)
+
+
+@torch.no_grad()
+def attention_weights(attention: Tensor, mask: Tensor, low: float = 0.1, high: float = 0.9) -> Tensor:
+    """Weights of words or patches from an encoder's attention, as in MGCA (Wang et al., 2022, token-wise alignment).
+
+    Args:
+        attention: (B, Q), not negative.
+        mask: (B, Q) bool, True = a word or patch; at least one a row. Others neither count nor weigh.
+        low, high: each row is clipped at these quantiles of its own entries (interpolated linearly).
+
+    Returns:
+        (B, Q), rows sum to 1, 0 outside the mask.
+    """
+    ordered = attention.masked_fill(~mask, torch.inf).sort(dim=1).values
+    last = mask.sum(dim=1, keepdim=True) - 1
+
+    def quantile(share: float) -> Tensor:
+        place = share * last
+        below = place.floor().long()
+        lower, upper = ordered.gather(1, below), ordered.gather(1, (below + 1).minimum(last))
+        return lower + (place - below).to(lower.dtype) * (upper - lower)
+
+    clipped = attention.maximum(quantile(low)).minimum(quantile(high)).masked_fill(~mask, 0.0)
+    return clipped / clipped.sum(dim=1, keepdim=True)

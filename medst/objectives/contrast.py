@@ -23,21 +23,26 @@ def similarity(image: Tensor, report: Tensor, study: Tensor | None, temperature:
     return scores.masked_fill(same, -torch.inf)
 
 
-def global_contrast(image: Tensor, report: Tensor, study: Tensor | None, temperature: float) -> Tensor:
-    """Sum of both directions' mean cross-entropies (golden equation 1).
+def global_contrast(image: Tensor, report: Tensor, study: Tensor | None, temperature: float,
+                    image_share: float = 0.5) -> Tensor:
+    """Sum of both directions' mean cross-entropies (golden equation 1), or twice their weighted mean.
 
     Args:
         image: (B, E) unit vectors.
         report: (B, E) unit vectors.
         study: (B,) int64; pairs of one study are not negatives of each other. None: all other pairs are.
         temperature: of the softmax; 0.07 as published.
+        image_share: weight of the direction from image to report; 0.5 as published, 0.75 in ConVIRT (Zhang et al.,
+            2022).
 
     Returns:
         () in nats, at least 0.
     """
     scores = similarity(image, report, study, temperature)
     target = torch.arange(scores.shape[0], device=scores.device)
-    return F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)
+    # Factors of 1 are exact.
+    from_image, from_report = 2.0 * image_share, 2.0 * (1.0 - image_share)
+    return from_image * F.cross_entropy(scores, target) + from_report * F.cross_entropy(scores.T, target)
 
 
 def retrieval_accuracy(scores: Tensor, rank: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The full objective: L = L_global + lambda_local * L_local + lambda_temporal * L_temporal.
+"""The full objective: L_global + lambda_local * L_local + lambda_temporal * L_temporal + lambda_prototype * L_prototype.
 
 What lives here: the sum and its switches. What must not: the losses themselves.
 
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from medst.config import ObjectiveConfig, TemporalConfig
 from medst.model.outputs import Embeddings
-from medst.objectives.alignment import Pooling, local_alignment
+from medst.objectives.alignment import Pooling, attention_weights, local_alignment
 from medst.objectives.contrast import global_contrast, retrieval_accuracy, similarity
+from medst.objectives.prototypes import swapped_prediction
 from medst.objectives.temporal import fmc, rmr
 
 _RELEASED_VARIANCE_FLOOR = 1e-7
@@ -31,8 +32,8 @@ class Objective:
     """()."""
     terms: dict[str, Tensor]
     """Detached scalars: loss, global, acc1, acc5 (percent) always; local, local_word, local_patch, temporal, fmc,
-    fmc_i2t, fmc_t2i, rmr, rmr_i2t, rmr_t2i, balance where they were computed. All unweighted but loss, and
-    temporal, which has the weights of FMC and RMR in it."""
+    fmc_i2t, fmc_t2i, rmr, rmr_i2t, rmr_t2i, prototype, balance where they were computed. All unweighted but loss,
+    and temporal, which has the weights of FMC and RMR in it."""
 
 
 def medst_objective(
@@ -46,6 +47,7 @@ def medst_objective(
     fmc_weight: float,
     rmr_weight: float,
     balance_weight: float = 0.0,
+    prototypes: Tensor | None = None,
     gather: Callable[[Tensor], Tensor] | None = None,
 ) -> Objective:
     """Add up the terms; one whose weight is 0 is not computed. In float32 or better, whatever the autocast.
@@ -59,6 +61,7 @@ def medst_objective(
         config: switches, temperatures and the two lambdas.
         fmc_weight, rmr_weight: weights at this step, the curriculum's factors included.
         balance_weight: weight of the load-balance loss of learned routing; 0 for view routing.
+        prototypes: (K, E) of the model; needed where `config.lambda_prototype` is not 0.
         gather: rows of this process -> rows of all processes that share the batch, differentiable. The mean over the
             processes of `total` is then the objective of the whole batch.
     """
@@ -66,10 +69,11 @@ def medst_objective(
         terms: dict[str, Tensor] = {}
         image, report = _precise(embeddings.image), _precise(embeddings.report)
         if gather is not None:
-            # The local alignment looks inside one pair at a time: only these two reach over pairs.
+            # The local alignment looks inside one pair at a time: only these reach over pairs.
             image, report, study = gather(image), gather(report), gather(study)
         excluded = study if config.global_negatives == "corrected" else None
-        total = terms["global"] = global_contrast(image, report, excluded, config.global_temperature)
+        total = terms["global"] = global_contrast(image, report, excluded, config.global_temperature,
+                                                  config.global_image_share)
         if config.lambda_local > 0:
             local = config.local
             is_weighted = local.weighting == "modality"
@@ -79,6 +83,7 @@ def medst_objective(
                 temperature=local.temperature,
                 padding_counts=local.padding == "released",
                 normalise_patch_context=local.context == "corrected",
+                given_weights=_given_weights(embeddings) if local.weighting == "attention" else None,
             )
             terms["local_word"], terms["local_patch"] = aligned.word, aligned.patch
             terms["local"] = aligned.word + aligned.patch
@@ -87,6 +92,13 @@ def medst_objective(
             temporal = _temporal_terms(image[sequences], report[sequences], config.temporal, fmc_weight, rmr_weight)
             terms.update(temporal)
             total = total + config.lambda_temporal * terms["temporal"]
+        if config.lambda_prototype > 0:
+            assert prototypes is not None, "the prototype term needs the model's prototypes"
+            swapped = config.prototypes
+            terms["prototype"] = swapped_prediction(
+                image, report, _precise(prototypes), temperature=swapped.temperature, epsilon=swapped.epsilon,
+                num_iterations=swapped.sinkhorn_iterations)
+            total = total + config.lambda_prototype * terms["prototype"]
         if balance_weight > 0:
             terms["balance"] = embeddings.balance_loss
             total = total + balance_weight * terms["balance"]
@@ -95,6 +107,14 @@ def medst_objective(
             terms["acc1"], terms["acc5"] = retrieval_accuracy(scores, 1), retrieval_accuracy(scores, 5)
         terms = {"loss": total, **terms}
         return Objective(total, {name: value.detach() for name, value in terms.items()})
+
+
+def _given_weights(embeddings: Embeddings) -> tuple[Tensor, Tensor]:
+    """Weights of words (B, N) and patches (B, M) from the encoders' attention."""
+    words, patches = embeddings.word_attention, embeddings.patch_attention
+    assert words is not None and patches is not None, "the model was not asked for its attention"
+    return (attention_weights(_precise(words), embeddings.word_mask),
+            attention_weights(_precise(patches), embeddings.patch_mask))
 
 
 def _precise(vectors: Tensor) -> Tensor:

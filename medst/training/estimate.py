@@ -134,7 +134,7 @@ def _step(model: MedST, batch: Batch, config: Config) -> tuple[int, float]:
     with autocast(config), torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
         embeddings = model(batch)
         loss = medst_objective(embeddings, batch.study, batch.sequences, model.word_pooling, model.patch_pooling,
-                               config.objective, fmc_weight=1.0, rmr_weight=1.0).total
+                               config.objective, fmc_weight=1.0, rmr_weight=1.0, prototypes=model.prototypes).total
     loss.backward()
     float(loss.detach())
     seconds = time.perf_counter() - began

@@ -31,10 +31,11 @@ class NonFiniteLossError(RuntimeError):
 
 @dataclass(frozen=True)
 class TemporalWeights:
-    """Factors of the two temporal terms at one step."""
+    """What the schedules say of one step: the factors of the two temporal terms, and whether prototypes learn."""
 
     fmc: float
     rmr: float
+    prototypes_learn: bool = True
 
 
 ObjectiveFunction = Callable[[Batch, TemporalWeights], dict[str, Tensor]]
@@ -209,11 +210,12 @@ def train(
 
 
 def temporal_weights(config: Config, progress: float) -> TemporalWeights:
-    """Weights of FMC and RMR at `progress` in [0, 1) under the configured curriculum."""
+    """Weights of FMC and RMR at `progress` in [0, 1) under the configured curriculum; prototypes learn later."""
     schedule = config.objective.curriculum
     fmc, rmr = curriculum.weights(schedule.kind, progress, schedule.start_fraction, schedule.ramp_fraction)
     temporal = config.objective.temporal
-    return TemporalWeights(fmc * temporal.fmc_weight, rmr * temporal.rmr_weight)
+    return TemporalWeights(fmc * temporal.fmc_weight, rmr * temporal.rmr_weight,
+                           progress >= config.objective.prototypes.frozen_fraction)
 
 
 def autocast(config: Config) -> Any:
