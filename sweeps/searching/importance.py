@@ -47,6 +47,7 @@ def importances(search: Search, attempts: Sequence[Attempt]) -> pd.DataFrame:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes")
             # PED-ANOVA takes lower values for better ones.
             sign = 1.0 if search.directions[index] == "minimize" else -1.0
             ped = _shares(study, PedAnovaImportanceEvaluator(target_quantile=BEST_SHARE), index, sign)
