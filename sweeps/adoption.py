@@ -285,7 +285,7 @@ def _stored(run: Mapping[str, Any] | pd.Series, like: _Said, place: TrackingPlac
     run_id = str(run["run_id"])
     artifacts = list_artifacts(run_id, place.uri)
     # A metric that is no number anywhere looks like one that the run does not have.
-    metrics = {name.removeprefix("metrics.") for name, value in run.items()
+    metrics = {str(name).removeprefix("metrics.") for name, value in run.items()
                if str(name).startswith("metrics.") and pd.notna(value)} | {name for name, _ in like.numbers}
     history = metric_history([run_id], sorted(name for name in metrics
                                               if not name.startswith((COST_PREFIX, RUNG_METRIC_PREFIX))), place.uri)
@@ -308,23 +308,22 @@ def _differences(stored: _Said, replayed: _Said, withheld: str) -> Iterator[str]
             yield f"{key[0]} at step {key[1]}: only {'now' if before is None else 'then'}"
         elif not _is_equal(before, now):
             yield f"{key[0]} at step {key[1]}: {before!r} then, {now!r} now"
-    for kind, then, today in (("table", stored.tables, replayed.tables), ("arrays", stored.arrays, replayed.arrays)):
-        for name in sorted(then.keys() | today.keys()):
-            if name not in then or name not in today:
-                if name in then or name not in withheld:
-                    yield f"{kind} {name}: only {'now' if name not in then else 'then'}"
-            elif isinstance(then[name], pd.DataFrame):
-                try:
-                    pd.testing.assert_frame_equal(then[name], today[name], check_exact=True)
-                except AssertionError as error:
-                    yield f"{kind} {name}: {' '.join(str(error).split())[:200]}"
-            else:
-                unequal = [part for part in then[name].keys() | today[name].keys()
-                           if part not in then[name] or part not in today[name]
-                           or not np.array_equal(then[name][part], today[name][part],
-                                                 equal_nan=then[name][part].dtype.kind in "fc")]
-                if unequal:
-                    yield f"{kind} {name}: {', '.join(sorted(unequal))}"
+    for name in sorted(stored.tables.keys() ^ replayed.tables.keys() | stored.arrays.keys() ^ replayed.arrays.keys()):
+        is_stored = name in stored.tables or name in stored.arrays
+        if is_stored or name not in withheld:
+            yield f"{name}: only {'then' if is_stored else 'now'}"
+    for name in sorted(stored.tables.keys() & replayed.tables.keys()):
+        try:
+            pd.testing.assert_frame_equal(stored.tables[name], replayed.tables[name], check_exact=True)
+        except AssertionError as error:
+            yield f"table {name}: {' '.join(str(error).split())[:200]}"
+    for name in sorted(stored.arrays.keys() & replayed.arrays.keys()):
+        then, today = stored.arrays[name], replayed.arrays[name]
+        unequal = then.keys() ^ today.keys() | {
+            part for part in then.keys() & today.keys()
+            if not np.array_equal(then[part], today[part], equal_nan=then[part].dtype.kind in "fc")}
+        if unequal:
+            yield f"arrays {name}: {', '.join(sorted(unequal))}"
 
 
 def _is_equal(before: float, now: float) -> bool:
