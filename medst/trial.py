@@ -28,8 +28,8 @@ from medst.model.lineage import Lineage, write_lineage
 from medst.model.weights import continue_from
 from medst.objectives import medst_objective
 from medst.records import Facts, Metrics, Record
-from medst.training.distributed import Meeting, Ranks, joined
 from medst.training.checkpoint import load_checkpoint
+from medst.training.distributed import Meeting, Ranks, joined
 from medst.training.first_phase import LaterEpochs, after_first_phase, as_first_phase, first_phase
 from medst.training.launch import config_of_rank, on_ranks
 from medst.training.loop import TemporalWeights, autocast, num_steps, train

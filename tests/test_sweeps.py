@@ -141,7 +141,7 @@ def test_the_plan_tells_what_the_command_line_changed(project: Path) -> None:
 
 def test_every_metric_that_a_study_names_is_known_to_the_analysis(repository: Path) -> None:
     paths = sorted((repository / "sweeps").glob("*.yaml"))
-    assert len(paths) == 10
+    assert len(paths) == 11
     unknown = []
     for path in paths:
         file = load_study(path, project=repository).file
@@ -154,8 +154,8 @@ def test_every_study_of_the_project_loads(repository: Path) -> None:
     paths = sorted((repository / "sweeps").glob("*.yaml"))
     names = [load_study(path, project=repository).name for path in paths]
     assert names == [path.stem for path in paths]
-    assert set(names) == {"components", "curriculum", "experts", "fidelity", "lambda", "lateral_fraction", "learning",
-                          "overview", "sequence_length", "smoke"}
+    assert set(names) == {"baselines", "components", "curriculum", "experts", "fidelity", "lambda", "lateral_fraction",
+                          "learning", "overview", "sequence_length", "smoke"}
 
 
 def test_the_fidelity_study_turns_every_switch(repository: Path) -> None:

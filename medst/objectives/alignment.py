@@ -172,12 +172,13 @@ def attention_weights(attention: Tensor, mask: Tensor, low: float = 0.1, high: f
     """
     ordered = attention.masked_fill(~mask, torch.inf).sort(dim=1).values
     last = mask.sum(dim=1, keepdim=True) - 1
+    rank = last.to(attention.dtype)
 
     def quantile(share: float) -> Tensor:
-        place = share * last
+        place = share * rank
         below = place.floor().long()
         lower, upper = ordered.gather(1, below), ordered.gather(1, (below + 1).minimum(last))
-        return lower + (place - below).to(lower.dtype) * (upper - lower)
+        return lower + (place - below) * (upper - lower)
 
     clipped = attention.maximum(quantile(low)).minimum(quantile(high)).masked_fill(~mask, 0.0)
     return clipped / clipped.sum(dim=1, keepdim=True)

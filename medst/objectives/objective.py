@@ -1,4 +1,4 @@
-"""The full objective: L_global + lambda_local * L_local + lambda_temporal * L_temporal + lambda_prototype * L_prototype.
+"""The full objective: L_global + lambda_local L_local + lambda_temporal L_temporal + lambda_prototype L_prototype.
 
 What lives here: the sum and its switches. What must not: the losses themselves.
 

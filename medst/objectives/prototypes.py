@@ -1,4 +1,4 @@
-"""Cross-modal prototypes, as in MGCA (Wang et al., 2022): an image predicts the prototypes of its report, and vice versa.
+"""Cross-modal prototypes, as in MGCA (Wang et al., 2022): an image predicts those of its report, and vice versa.
 
 Legend: B pairs, E embedding width, K prototypes.
 """

@@ -1,7 +1,7 @@
 """The phase before a training that starts from MGCA's weights: what is trained, on which batches, under which names.
 
-The published Med-ST started from MGCA's weights. With `training.mgca_epochs` a trial trains that MGCA itself, on the same
-data, so that its key and its numbers depend on nothing outside. What must not live here: the loop, the losses.
+The published Med-ST started from MGCA's weights. With `training.mgca_epochs` a trial trains that MGCA itself, on the
+same data, so that its key and its numbers depend on nothing outside. What must not live here: the loop, the losses.
 """
 
 from __future__ import annotations
