@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,17 @@ class Scored(nn.Module):
         return {**scored.terms, "loss": scored.total}
 
 
+@contextmanager
+def _counting_in(dtype: torch.dtype) -> Iterator[None]:
+    """Shares of counted things, as of tokens sent to an expert, are of torch's default type."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
 def gradients_of(laterals: str, settings: str, dtype: torch.dtype, ranks: Ranks) -> dict[str, Tensor]:
     """Gradients, buffers and terms after one backward pass on this rank's share of a batch of eight pairs."""
     config = small_config(**SETTINGS[settings])
@@ -76,8 +88,9 @@ def gradients_of(laterals: str, settings: str, dtype: torch.dtype, ranks: Ranks)
                     lateral=whole.lateral.to(dtype))
     scored = Scored(config, dtype, ranks)
     parallel = ranks.parallel(scored)
-    terms = parallel(share_of(whole, ranks.rank, ranks.world_size))
-    terms["loss"].backward()
+    with _counting_in(dtype):
+        terms = parallel(share_of(whole, ranks.rank, ranks.world_size))
+        terms["loss"].backward()
     found = {f"gradient {name}": parameter.grad for name, parameter in scored.model.named_parameters()
              if parameter.grad is not None}
     found |= {f"buffer {name}": buffer for name, buffer in scored.model.named_buffers() if buffer.is_floating_point()}
