@@ -26,7 +26,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 
 import psutil
 from rich.console import Console
@@ -191,34 +191,44 @@ def bench_parallel(folder: Path, seconds: float = 3.0) -> Iterator[Result]:
                  f"{cpu / len(frame):.3f} s of processor time a trial")
 
 
-def bench_tracking(folder: Path, num_epochs: int = 40) -> Iterator[Result]:
-    """Epochs with and without the tracker in turn, a batch to the store after each."""
+def bench_tracking(folder: Path, num_epochs: int = 40, seconds: float = 0.25) -> Iterator[Result]:
+    """Epochs with a batch to the store after each: how long the trial is held up, and what runs beside it."""
     folder.mkdir(parents=True)
     place = TrackingPlace.of_project(folder)
     curves = {f"train/{number}": float(number) for number in range(CURVES)}
+    own: list[float] = []
 
     def epochs() -> Iterator[Record]:
         for epoch in range(1, num_epochs + 1):
+            began = time.perf_counter()
+            # Long enough that the batch before is in the store.
+            time.sleep(seconds)
+            own.append(time.perf_counter() - began)
             yield Progress(epoch, num_epochs)
             yield Metrics(epoch, curves)
 
     patient, trials.FLUSH_SECONDS = trials.FLUSH_SECONDS, 0.0
     try:
-        walls, cpus = [], []
+        walls = []
         stream = track(epochs(), _description("tracked"), place)
         # The run is made and its parameters are written before the first epoch.
         next(stream)
-        for _ in range(num_epochs - 1):
-            cpu, began = time.process_time(), time.perf_counter()
+        next(stream)
+        cpu = time.process_time()
+        for epoch in range(1, num_epochs):
+            began = time.perf_counter()
             next(stream)
             next(stream)
-            walls.append(time.perf_counter() - began)
-            cpus.append(time.process_time() - cpu)
+            walls.append(time.perf_counter() - began - own[epoch])
+        cpu = (time.process_time() - cpu) / len(walls)
     finally:
         trials.FLUSH_SECONDS = patient
     share = median(walls) / EPOCH_SECONDS
     yield Result("tracking an epoch of 5 s on SQLite", 100 * share, "%", "< 2", share < 0.02,
-                 f"median {1000 * median(walls):.0f} ms, processor time {1000 * fmean(cpus):.0f} ms, {CURVES} metrics")
+                 f"median {1000 * median(walls):.1f} ms that the trial waits (the slowest {1000 * max(walls):.0f} ms) "
+                 f"for {CURVES} metrics")
+    yield Result("  processor time for it", 100 * cpu / EPOCH_SECONDS, "%", "< 2", cpu / EPOCH_SECONDS < 0.02,
+                 f"{1000 * cpu:.0f} ms, most of it beside the trial")
 
 
 def bench_planning(folder: Path) -> Iterator[Result]:
@@ -243,13 +253,25 @@ def bench_ledger(folder: Path, num_runs: int = 10_000) -> Iterator[Result]:
     multiply(folder / "mlflow.db", num_runs)
     client.cache_clear()
     keys = [f"copy{number}" for number in range(num_runs)]
-    for name, limit in (("reading the ledger of 10 000 runs, cold", 20.0), ("the same, warm", 3.0)):
+    beside_server = BesideServer(place.uri, place.folder)
+    for at, name, limit, how in (
+            (place, "reading the ledger of 10 000 runs, cold", 20.0, "from the tables of a SQLite store"),
+            (place, "  the same, warm", 3.0, "as the first time"),
+            (beside_server, "  through MLflow's public interface, cold", 20.0, "as beside a server, without the way "
+             "there"),
+            (beside_server, "  the same, warm", 3.0, "what can have changed")):
         cpu, began = time.process_time(), time.perf_counter()
-        ledger = read_ledger(place, keys)
+        ledger = read_ledger(at, keys)
         wall = time.perf_counter() - began
         assert len(ledger.entries) == num_runs
-        yield Result(name, wall, "s", f"< {limit:g}", wall < limit, f"{time.process_time() - cpu:.2f} s of processor "
-                     "time, through MLflow's public interface")
+        yield Result(name, wall, "s", f"< {limit:g}", wall < limit,
+                     f"{time.process_time() - cpu:.2f} s of processor time; {how}")
+
+
+class BesideServer(TrackingPlace):
+    """A store that is read as one whose tables cannot be reached."""
+
+    is_local = False
 
 
 def multiply(database: Path, num_runs: int) -> None:

@@ -321,13 +321,15 @@ class Config(Section):
         return self
 
 
-_PLACES = ("data.root", "data.store", "training.checkpoint_epochs", "training.device", "training.world_size",
-           "evaluation.track_embeddings", "evaluation.track_attention", "evaluation.validation_scores")
+_PLACES = frozenset({
+    "data.root", "data.store", "training.checkpoint_epochs", "training.device", "training.world_size",
+    "evaluation.track_embeddings", "evaluation.track_attention", "evaluation.validation_scores"})
 """Keys that cannot change a trial's numbers (the device's type and the world size enter the key by themselves)."""
 
-_LATER = ("training.micro_batch", "training.recompute", "training.compile", "training.mgca_epochs",
-          "model.heads.num_prototypes", "objective.lambda_prototype", "objective.global_image_share",
-          *(f"objective.prototypes.{name}" for name in PrototypesConfig.model_fields))
+_LATER = frozenset({
+    "training.micro_batch", "training.recompute", "training.compile", "training.mgca_epochs",
+    "model.heads.num_prototypes", "objective.lambda_prototype", "objective.global_image_share",
+    *(f"objective.prototypes.{name}" for name in PrototypesConfig.model_fields)})
 """Keys that came after the first trials and at their default change nothing: there they are left out of the canonical
 form, so that those trials stand."""
 
@@ -336,14 +338,18 @@ class ConfigError(ValueError):
     """A config that is refused; the message lists every problem with its path and remedy."""
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{path}."))
-        else:
-            flat[path] = value
+
+    def add(branch: dict[str, Any], prefix: str) -> None:
+        for key, value in branch.items():
+            # Plain dicts only, for this is done for every trial of a study.
+            if isinstance(value, dict):
+                add(value, f"{prefix}{key}.")
+            else:
+                flat[f"{prefix}{key}"] = value
+
+    add(tree, "")
     return flat
 
 

@@ -137,14 +137,19 @@ def test_an_absent_store_is_told_with_what_to_do() -> None:
 # ---- Incremental reading -----------------------------------------------------------------------------------------
 
 
-def test_the_kept_reading_follows_every_change(place: TrackingPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kept_reading_follows_every_change(server: tuple[TrackingPlace, TrackingPlace],
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    place, _ = server
+
     def finish(key: str, **changes: Any) -> None:
         for _ in track(iter([]), describe(key, **changes), place):
             pass
 
     def whole() -> list[index.TrialRun]:
-        with monkeypatch.context() as fresh:
-            fresh.setattr(index, "_file", lambda place: place.folder / "none.json")
+        """From the tables of the store."""
+        with monkeypatch.context() as beside:
+            beside.setattr(TrackingPlace, "is_local", True)
+            beside.setattr(index, "search_all_runs", None)
             return trial_runs(place)
 
     monkeypatch.setattr(index, "_WORTH_KEEPING", 1)

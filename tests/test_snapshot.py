@@ -10,7 +10,7 @@ from analysis_samples import fill_store, make_plan
 from tracking_fixtures import fresh_place
 
 from medst import tracking
-from medst.tracking import snapshot
+from medst.tracking import snapshot, source
 
 PLAN = make_plan(("full", "no FMC"), 2)
 EXPERIMENT = tracking.TrackingPlace.of_project().experiment
@@ -30,7 +30,7 @@ def ordered(frame: pd.DataFrame) -> pd.DataFrame:
 
 def test_sql_and_interface_say_the_same(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = snapshot.read_snapshot(uri, EXPERIMENT)
-    monkeypatch.setattr(snapshot, "_DATABASE", "no such scheme")
+    monkeypatch.setattr(source, "database_source", lambda *arguments: None)
     slow = snapshot.read_snapshot(uri, EXPERIMENT)
     assert fast.studies == slow.studies and list(fast.studies) == [PLAN.name]
     assert len(fast.runs) == 4 and len(fast.metrics) > 4 * 100
@@ -57,13 +57,13 @@ def test_the_cache_keeps_finished_runs_and_reads_new_ones(tmp_path: Path, monkey
     cache = tmp_path / "cache"
     first = snapshot.read_snapshot(place.uri, EXPERIMENT, cache)
     asked: list[list[str]] = []
-    read = snapshot._DatabaseSource.metrics
+    read = source.DatabaseSource.metrics
 
-    def noted(source: snapshot._DatabaseSource, run_ids: list[str]) -> pd.DataFrame:
+    def noted(tables: source.DatabaseSource, run_ids: list[str]) -> pd.DataFrame:
         asked.append(list(run_ids))
-        return read(source, run_ids)
+        return read(tables, run_ids)
 
-    monkeypatch.setattr(snapshot._DatabaseSource, "metrics", noted)
+    monkeypatch.setattr(source.DatabaseSource, "metrics", noted)
     pd.testing.assert_frame_equal(ordered(snapshot.read_snapshot(place.uri, EXPERIMENT, cache).metrics),
                                   ordered(first.metrics))
     assert asked == []

@@ -8,6 +8,8 @@ import math
 import os
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from tracking_fixtures import NUM_STEPS, describe, fake_trial, fresh_place
 
 from medst.config import Config
-from medst.records import Arrays, Facts, Metrics, Record, Table
+from medst.records import Arrays, Facts, Metrics, Progress, Record, Table
 from medst.tracking import (
     TrackingPlace,
     TrialState,
@@ -159,7 +162,13 @@ def undisturbed(crash_place: TrackingPlace) -> dict[str, Any]:
 
 
 KILLS = itertools.count()
-LAST_OPERATION = 40
+LAST_OPERATION = 45
+
+
+def flush_at_once(writer: trials._Writer) -> None:
+    """Not beside the trial: every operation has its place in the order."""
+    writer._drain.attempt()
+    writer._flushed = time.monotonic()
 
 
 def disturbed(place: TrackingPlace, kills: list[tuple[int, bool, bool, bool]]) -> tuple[dict[str, Any], int]:
@@ -168,6 +177,7 @@ def disturbed(place: TrackingPlace, kills: list[tuple[int, bool, bool, bool]]) -
     spool, checkpoints = spool_path(place.folder, key), place.folder / "checkpoints" / key
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(trials, "FLUSH_SECONDS", 0.0)
+        monkeypatch.setattr(trials._Writer, "_flush", flush_at_once)
         assassin = Assassin(monkeypatch)
         for passing, is_after, is_torn, is_elsewhere in kills:
             checkpoints.mkdir(parents=True, exist_ok=True)
@@ -261,6 +271,61 @@ def test_an_absent_server_delays_and_loses_nothing(place: TrackingPlace, monkeyp
     assert drain_spools(place).completed == ("key",)
     assert content(place)["state"] == "finished"
     assert drain_spools(place).completed == ()
+
+
+class Store:
+    """A store whose batches pass when they are let, or are refused."""
+
+    def __init__(self, store: Any, refusal: MlflowException | None = None) -> None:
+        self._store = store
+        self._refusal = refusal
+        self.is_open = threading.Event()
+        self.waits = threading.Event()
+
+    def log_batch(self, *arguments: Any, **named: Any) -> None:
+        self.waits.set()
+        assert self.is_open.wait(60)
+        if self._refusal is not None:
+            raise self._refusal
+        self._store.log_batch(*arguments, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def test_a_slow_store_does_not_hold_a_trial_up(place: TrackingPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "FLUSH_SECONDS", 0.0)
+    stream = track(fake_trial(Config(), None), describe(), place)
+    next(stream)
+    slow = Store(client(place.uri))
+    monkeypatch.setattr(drain, "client", lambda uri: slow)
+    passed = 1 + len(list(itertools.islice(stream, 2 * NUM_STEPS)))
+    assert slow.waits.wait(60) and passed == 1 + 2 * NUM_STEPS, "a batch waits, the trial does not"
+    slow.is_open.set()
+    assert len(list(stream)) == 3
+    found = content(place)
+    assert found["state"] == "finished"
+    assert [step for name, step, _ in found["points"] if name == "train/loss"] == list(range(1, NUM_STEPS + 1))
+
+
+def test_what_the_store_refuses_beside_the_trial_reaches_it(place: TrackingPlace, monkeypatch: pytest.MonkeyPatch
+                                                            ) -> None:
+    monkeypatch.setattr(trials, "FLUSH_SECONDS", 0.0)
+    refusal = MlflowException("no such metric", error_code=INVALID_PARAMETER_VALUE)
+    stream = track(fake_trial(Config(), None), describe(), place)
+    next(stream)
+    store = Store(client(place.uri), refusal)
+    store.is_open.set()
+    monkeypatch.setattr(drain, "client", lambda uri: store)
+    passed = []
+    with pytest.raises(MlflowException, match="no such metric"):
+        for record in stream:
+            passed.append(record)
+            if isinstance(record, Metrics):
+                for thread in threading.enumerate():
+                    if thread.name == "tracking":
+                        thread.join(60)
+    assert [type(record) for record in passed] == [Progress, Metrics], "the next record finds out"
 
 
 def test_a_refusal_of_the_store_is_not_taken_for_absence(place: TrackingPlace) -> None:

@@ -14,7 +14,8 @@ table and figure stands. What must not: torch, Ray, anything that computes a tri
 | drain | spool -> MLflow, each thing once |
 | trials | `track`: a stream of records -> spool -> MLflow |
 | studies | the run of a study: plan, description, tables, figures; tags of shared trials |
-| index | what a ledger must know of every trial, read incrementally |
+| source | whole experiments: through MLflow's interface, or from the tables of a SQLite store |
+| index | what a ledger must know of every trial; beside a server read incrementally |
 | reading | runs, curves, tables, arrays, configs as DataFrames |
 | registry | promotion of a trial's model, and its way back |
 | dashboard | how the server is started, and what protects it |

@@ -13,6 +13,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 import logging
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,13 +60,13 @@ class TrackingPlace:
     @property
     def is_local(self) -> bool:
         """True where the store is a file on this machine's disks: locks beside it order all who use it."""
-        return _database(self.uri) is not None
+        return database_of(self.uri) is not None
 
     @property
     def locks(self) -> Path:
         """Folder of the locks: with the store where that is a file, so that two projects which share a store
         share its locks; with the spools where it is a server."""
-        database = _database(self.uri)
+        database = database_of(self.uri)
         if database is None or database.parent == self.folder.parent:
             return self.folder / "locks"
         return database.with_name(f"{database.name}.locks")
@@ -77,7 +78,7 @@ class TrackingPlace:
         return TrackingPlace(default_uri(project), project / "runs")
 
 
-def _database(uri: str) -> Path | None:
+def database_of(uri: str) -> Path | None:
     """The file of a SQLite store; None for any other store."""
     return Path(uri.removeprefix(_LOCAL_DATABASE)).absolute() if uri.startswith(_LOCAL_DATABASE) else None
 
@@ -89,7 +90,7 @@ def client(uri: str) -> MlflowClient:
     Raises:
         TrackingError: the folder of a SQLite store does not exist or cannot be written.
     """
-    database = _database(uri)
+    database = database_of(uri)
     if database is not None:
         folder = database.parent
         if not folder.is_dir() or not os.access(folder, os.W_OK):
@@ -103,7 +104,7 @@ def client(uri: str) -> MlflowClient:
 
 def artifact_location(uri: str) -> str | None:
     """Folder `mlartifacts` beside a SQLite store as a URI; None where a server decides."""
-    database = _database(uri)
+    database = database_of(uri)
     return None if database is None else (database.parent / "mlartifacts").as_uri()
 
 
@@ -128,7 +129,7 @@ def find_experiment(uri: str, name: str) -> Experiment | None:
     Raises:
         TrackingError: it was deleted in the dashboard.
     """
-    database = _database(uri)
+    database = database_of(uri)
     if database is not None and database.parent.is_dir() and not database.exists():
         return None
     experiment = client(uri).get_experiment_by_name(name)
@@ -148,7 +149,7 @@ def is_away(error: Exception) -> bool:
     """True where the store could not be reached or was busy; False where it understood and refused."""
     if isinstance(error, MlflowException):
         return error.error_code not in _REFUSALS
-    return isinstance(error, OSError)
+    return isinstance(error, OSError | sqlite3.OperationalError)
 
 
 @contextmanager
@@ -160,7 +161,7 @@ def reaching(uri: str) -> Iterator[None]:
     """
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, sqlite3.OperationalError) as error:
         if not is_away(error):
             raise
         story = str(error).strip().splitlines() or [type(error).__name__]

@@ -205,7 +205,8 @@ class Drain:
         assert self.run_id is not None
         self._confirm(is_last=False)
         store = client(self._uri)
-        entries = self.spool.entries
+        # As they are now: the trial may add more meanwhile.
+        entries = list(self.spool.entries)
         end = entries[-1].end if entries else None
         for batch in _batches(entries[self._done:]):
             for artifact in dict.fromkeys(artifact for entry in batch for artifact in entry.artifacts):

@@ -1,9 +1,10 @@
-"""What a ledger must know of every trial in the store, read again only where it can have changed.
+"""What a ledger must know of every trial in the store.
 
-What lives here: one small record a run, and the file that keeps those of ended runs between two readings. What must
-not: metrics, curves, tables (see `reading` and `snapshot`); any judgement of what is to be run.
+What lives here: one small record a run, and, beside a server, the file that keeps those of ended runs between two
+readings. What must not: metrics, curves, tables (see `reading` and `snapshot`); any judgement of what is to be run.
 
-MLflow gives whole runs or nothing, at about a millisecond each, and does not say when a run was last changed. But
+A SQLite store is read whole each time, from its tables. Any other is read again only where it can have changed: MLflow
+gives whole runs or nothing, at about a millisecond each, and does not say when a run was last changed. But
 whatever this package changes of an ended run leaves a trace that is cheap to ask for: a run that goes on is RUNNING
 and afterwards ends later than the last reading; tags of further studies move `medst.tagged` of the study's run. Runs
 that were deleted are asked for as such. Where something else is found (another experiment of that name, a run that is
@@ -28,7 +29,12 @@ from medst.tracking import names
 from medst.tracking.connection import TrackingPlace, client, find_experiment, is_away, reaching
 from medst.tracking.names import TrialState
 from medst.tracking.reading import search_all_runs, state_from
+from medst.tracking.source import database_source
 
+_TAGS = (names.KIND, names.KEY, names.STATE, names.HEARTBEAT, names.OWNER, names.PARENT, names.CPUS, names.GPUS,
+         names.FAILURE)
+_METRICS = (names.SECONDS_METRIC, names.LOST_SECONDS_METRIC)
+"""What of a run is asked for; besides the tags that name its studies."""
 _IS_TRIAL = f"tags.`{names.KIND}` = 'trial'"
 _LAYOUT = 1
 """Version of the file; one of another version is not read."""
@@ -87,6 +93,10 @@ def trial_runs(place: TrackingPlace) -> list[TrialRun]:
         experiment = find_experiment(place.uri, place.experiment)
         if experiment is None:
             return []
+        tables = database_source(place.uri, experiment.experiment_id) if place.is_local else None
+        if tables is not None:
+            return [_trial_run(*row) for row in tables.some(_TAGS, names.STUDY_PREFIX, _METRICS)
+                    if row[4].get(names.KIND) == "trial"]
         path = _file(place)
         kept = _load(path, place, [place.uri, experiment.experiment_id, experiment.creation_time])
         runs = {run.run_id: run for run in kept.read().values()}
@@ -121,7 +131,7 @@ class _Kept:
                   for run in self._search(f"tags.`{names.KIND}` = 'study'")}
         deleted = {run.info.run_id for run in self._search(_IS_TRIAL, ViewType.DELETED_ONLY)}
         if self._is_in_doubt(now, deleted):
-            found = {run.info.run_id: _trial_run(run) for run in self._search(_IS_TRIAL)}
+            found = {run.info.run_id: _told(run) for run in self._search(_IS_TRIAL)}
             self.whole_at = now
         else:
             since = self.read_at - _OVERLAP_MILLISECONDS
@@ -130,7 +140,7 @@ class _Kept:
                        *(f"{_IS_TRIAL} AND tags.`{names.STUDY_PREFIX}{study}` LIKE '%'"
                          for study, stamp in tagged.items() if stamp != self.tagged.get(study, ""))]
             found = {run_id: run for run_id, run in self.runs.items() if run_id not in deleted}
-            found.update({run.info.run_id: _trial_run(run) for filter_string in changed
+            found.update({run.info.run_id: _told(run) for filter_string in changed
                           for run in self._search(filter_string)})
         self.read_at, self.deleted, self.tagged = now, deleted, tagged
         return found
@@ -178,11 +188,17 @@ def _load(path: Path, place: TrackingPlace, identity: list[Any]) -> _Kept:
     return _Kept(place, identity)
 
 
-def _trial_run(run: Run) -> TrialRun:
-    tags, metrics = run.data.tags, run.data.metrics
+def _told(run: Run) -> TrialRun:
+    """As MLflow's interface tells it."""
+    info = run.info
+    return _trial_run(info.run_id, info.status, info.start_time, info.end_time, run.data.tags, run.data.metrics)
+
+
+def _trial_run(run_id: str, status: str, start_time: int, end_time: int | None, tags: Mapping[str, str],
+               metrics: Mapping[str, float]) -> TrialRun:
     return TrialRun(
-        key=tags[names.KEY], run_id=run.info.run_id, status=run.info.status, start_time=run.info.start_time,
-        end_time=run.info.end_time, state_tag=tags.get(names.STATE), heartbeat=tags.get(names.HEARTBEAT),
+        key=tags[names.KEY], run_id=run_id, status=status, start_time=start_time, end_time=end_time,
+        state_tag=tags.get(names.STATE), heartbeat=tags.get(names.HEARTBEAT),
         owner=tags.get(names.OWNER), parent_run_id=tags.get(names.PARENT),
         seconds=metrics.get(names.SECONDS_METRIC), lost_seconds=metrics.get(names.LOST_SECONDS_METRIC, 0.0),
         cpus=float(tags.get(names.CPUS, 1.0)), gpus=float(tags.get(names.GPUS, 0.0)), reason=tags.get(names.FAILURE),

@@ -5,9 +5,11 @@ Everything goes through MLflow's public interface, so that any store serves: SQL
 
 from __future__ import annotations
 
+import gc
 import json
 import time as clock
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,27 @@ _PAGE = 1000
 """Largest page that MLflow gives; it stops there without a word unless asked for the next one."""
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """A page of runs is some hundred thousand objects without cycles. While they are made, the garbage collector would
+    look through all that the process holds again and again, in vain: half of the time that MLflow takes."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def search_all_runs(uri: str, experiment: str, filter_string: str, view: int = ViewType.ACTIVE_ONLY) -> Iterator[Run]:
     """Every run of the experiment that passes the filter, in pages, oldest first."""
     found = find_experiment(uri, experiment)
     token: str | None = None
     while found is not None:
-        page = client(uri).search_runs([found.experiment_id], filter_string, view, max_results=_PAGE,
-                                       order_by=["attributes.start_time ASC"], page_token=token)
+        with _collector_paused():
+            page = client(uri).search_runs([found.experiment_id], filter_string, view, max_results=_PAGE,
+                                           order_by=["attributes.start_time ASC"], page_token=token)
         yield from page
         token = page.token
         if not token:

@@ -3,19 +3,15 @@
 What lives here: one pass over the store for all studies together, so that the time for tables grows with the number
 of runs and not with runs times studies. What must not: anything about what the numbers mean.
 
-MLflow's public interface takes minutes for ten thousand runs. A SQLite store of a known layout is read by SQL,
-without a write; any other store through the interface. Values of finished runs never change: with a cache folder they
-are read from the store once.
+Values of finished runs never change: with a cache folder they are read from the store once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 import time as clock
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,22 +21,11 @@ import pandas as pd
 
 from medst.tracking import names
 from medst.tracking.adoptions import adopted_keys
-from medst.tracking.connection import client, find_experiment
+from medst.tracking.connection import find_experiment
 from medst.tracking.names import TrialState
-from medst.tracking.reading import artifact_path, search_all_runs, state_from
+from medst.tracking.reading import artifact_path, state_from
+from medst.tracking.source import METRIC_COLUMNS, Source, source_of
 
-_LAYOUT = {
-    "runs": {"run_uuid", "status", "start_time", "end_time", "lifecycle_stage", "experiment_id"},
-    "tags": {"key", "value", "run_uuid"},
-    "params": {"key", "value", "run_uuid"},
-    "latest_metrics": {"key", "value", "is_nan", "run_uuid"},
-}
-"""Columns of MLflow's tables on which the SQL below stands."""
-_DATABASE = "sqlite:///"
-_PER_QUERY = 500
-"""Run ids in one statement."""
-
-METRIC_COLUMNS = ("run_id", "metric", "value")
 RUN_COLUMNS = ("run_id", "key", "seed", "state", "reason", "source_fingerprint", "data_fingerprint", "data_name",
                "withheld", "start_time", "end_time")
 _TAG_COLUMNS = {"key": names.KEY, "seed": names.SEED, "reason": names.FAILURE, "source_fingerprint": names.SOURCE,
@@ -73,7 +58,7 @@ class Snapshot:
 
     def params(self, run_ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """Run -> dotted config key -> text."""
-        return _source_of(self.uri, self.experiment_id).params(run_ids)
+        return source_of(self.uri, self.experiment_id).params(run_ids)
 
 
 def read_snapshot(uri: str, experiment: str, cache: Path | None = None) -> Snapshot:
@@ -87,7 +72,7 @@ def read_snapshot(uri: str, experiment: str, cache: Path | None = None) -> Snaps
         return Snapshot(uri, "", {}, pd.DataFrame(columns=list(RUN_COLUMNS)),
                         pd.DataFrame(columns=["run_id", "study", "arm"]), pd.DataFrame(columns=list(METRIC_COLUMNS)))
     experiment_id = str(found.experiment_id)
-    source = _source_of(uri, experiment_id)
+    source = source_of(uri, experiment_id)
     heads, tags = source.heads(), source.tags()
     kind = tags.loc[tags["key"] == names.KIND].set_index("run_id")["value"]
     heads["kind"] = heads["run_id"].map(kind)
@@ -118,7 +103,7 @@ def _runs(heads: pd.DataFrame, tags: pd.DataFrame) -> pd.DataFrame:
     })[list(RUN_COLUMNS)]
 
 
-def _metrics(source: _Source, runs: pd.DataFrame, kept: Path | None) -> pd.DataFrame:
+def _metrics(source: Source, runs: pd.DataFrame, kept: Path | None) -> pd.DataFrame:
     """Values of all runs: of finished ones from the file `kept`, where they are there."""
     finished = runs.loc[runs["state"] == TrialState.FINISHED.value, "run_id"]
     known = pd.read_parquet(kept) if kept is not None and kept.exists() else None
@@ -145,108 +130,6 @@ def _concatenate(frames: list[pd.DataFrame]) -> pd.DataFrame:
     columns = {name: pd.api.types.union_categoricals([frame[name] for frame in frames])
                for name in ("run_id", "metric")}
     return pd.DataFrame({**columns, "value": np.concatenate([frame["value"].to_numpy() for frame in frames])})
-
-
-def _tall(runs: Iterable[str], metrics: Iterable[str], values: Iterable[float]) -> pd.DataFrame:
-    frame = pd.DataFrame({"run_id": pd.Categorical(list(runs)), "metric": pd.Categorical(list(metrics)),
-                          "value": np.fromiter(values, dtype=np.float64)})
-    return frame[frame["value"].notna()].reset_index(drop=True)
-
-
-class _Source:
-    """Reads through MLflow's public interface."""
-
-    def __init__(self, uri: str, experiment_id: str) -> None:
-        self._uri = uri
-        self._name = client(uri).get_experiment(experiment_id).name
-        self._runs = {run.info.run_id: run for run in search_all_runs(uri, self._name, "")}
-
-    def heads(self) -> pd.DataFrame:
-        """run_id, status, start_time, end_time, oldest first."""
-        return pd.DataFrame([(run.info.run_id, run.info.status, run.info.start_time, run.info.end_time)
-                             for run in self._runs.values()], columns=["run_id", "status", "start_time", "end_time"])
-
-    def tags(self) -> pd.DataFrame:
-        """run_id, key, value."""
-        return pd.DataFrame([(run_id, key, value) for run_id, run in self._runs.items()
-                             for key, value in run.data.tags.items()], columns=["run_id", "key", "value"])
-
-    def metrics(self, run_ids: Sequence[str]) -> pd.DataFrame:
-        """METRIC_COLUMNS, without NaN."""
-        found = [(run_id, name, value) for run_id in run_ids for name, value in self._runs[run_id].data.metrics.items()]
-        return _tall(*zip(*found, strict=True)) if found else _tall([], [], [])
-
-    def params(self, run_ids: Sequence[str]) -> dict[str, dict[str, str]]:
-        return {run_id: dict(self._runs[run_id].data.params) for run_id in run_ids}
-
-
-class _DatabaseSource(_Source):
-    """Reads a SQLite store by SQL."""
-
-    def __init__(self, database: Path, experiment_id: str) -> None:
-        self._database = database
-        self._experiment = int(experiment_id)
-
-    def heads(self) -> pd.DataFrame:
-        return self._frame("SELECT run_uuid AS run_id, status, start_time, end_time FROM runs WHERE experiment_id = ? "
-                           "AND lifecycle_stage = 'active' ORDER BY start_time, run_uuid", (self._experiment,))
-
-    def tags(self) -> pd.DataFrame:
-        return self._frame("SELECT t.run_uuid AS run_id, t.key, t.value FROM tags t JOIN runs r USING (run_uuid) "
-                           "WHERE r.experiment_id = ? AND r.lifecycle_stage = 'active'", (self._experiment,))
-
-    def metrics(self, run_ids: Sequence[str]) -> pd.DataFrame:
-        with closing(self._connect()) as connection:
-            # Numbers for names: a name is text of 32 digits, and there are millions of values.
-            run_code = {run_id: code for code, run_id in enumerate(run_ids)}
-            metric_code: dict[str, int] = {}
-            runs, metrics, values = [], [], []
-            for part in _parts(run_ids):
-                rows = connection.execute(
-                    "SELECT run_uuid, key, value FROM latest_metrics WHERE is_nan = 0 AND run_uuid IN "
-                    f"({','.join('?' * len(part))})", part).fetchall()
-                runs += [run_code[row[0]] for row in rows]
-                metrics += [metric_code.setdefault(row[1], len(metric_code)) for row in rows]
-                values += [row[2] for row in rows]
-        return pd.DataFrame({
-            "run_id": pd.Categorical.from_codes(np.array(runs, dtype=np.int32), pd.Index(list(run_ids))),
-            "metric": pd.Categorical.from_codes(np.array(metrics, dtype=np.int32), pd.Index(list(metric_code))),
-            "value": np.array(values, dtype=np.float64)})
-
-    def params(self, run_ids: Sequence[str]) -> dict[str, dict[str, str]]:
-        found: dict[str, dict[str, str]] = {run_id: {} for run_id in run_ids}
-        with closing(self._connect()) as connection:
-            for part in _parts(run_ids):
-                for run_id, key, value in connection.execute(
-                        "SELECT run_uuid, key, value FROM params WHERE run_uuid IN "
-                        f"({','.join('?' * len(part))})", part):
-                    found[run_id][key] = value
-        return found
-
-    def has_known_layout(self) -> bool:
-        with closing(self._connect()) as connection:
-            return all(columns <= {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
-                       for table, columns in _LAYOUT.items())
-
-    def _frame(self, query: str, parameters: tuple[Any, ...]) -> pd.DataFrame:
-        with closing(self._connect()) as connection:
-            return pd.read_sql_query(query, connection, params=parameters)
-
-    def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(f"{self._database.as_uri()}?mode=ro", uri=True, timeout=20.0)
-
-
-def _parts(run_ids: Sequence[str]) -> Iterator[list[str]]:
-    for start in range(0, len(run_ids), _PER_QUERY):
-        yield list(run_ids[start:start + _PER_QUERY])
-
-
-def _source_of(uri: str, experiment_id: str) -> _Source:
-    if uri.startswith(_DATABASE):
-        source = _DatabaseSource(Path(uri.removeprefix(_DATABASE)).absolute(), experiment_id)
-        if source.has_known_layout():
-            return source
-    return _Source(uri, experiment_id)
 
 
 def _digest(*texts: str) -> str:

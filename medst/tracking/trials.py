@@ -1,9 +1,9 @@
 """`track`: writes a trial's stream of records down and passes it on.
 
 The order of things is the crash contract. A record is on the disk before the trial is asked for the
-next one, so that a checkpoint never knows more than the spool; the spool is drained from time to time
-and completely at the end; the run is terminated when everything else of it is in the store. A store that is
-away holds nobody up: what it misses waits in the spool.
+next one, so that a checkpoint never knows more than the spool; the spool is drained from time to time,
+beside the trial, and completely at its end; the run is terminated when everything else of it is in the store. A store
+that is slow or away holds nobody up: what it misses waits in the spool.
 """
 
 from __future__ import annotations
@@ -197,14 +197,29 @@ class _Writer:
         self._write_head()
         # One of the two speaks to the store at a time.
         self._turn = threading.Lock()
-        self._has_ended = threading.Event()
-        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        self._is_asked = threading.Event()
+        self._has_ended = False
+        self._refusal: Exception | None = None
+        """Why the store does not take what the thread brings."""
+        threading.Thread(target=self._carry, name="tracking", daemon=True).start()
 
-    def _beat(self) -> None:
-        """Signs of life, also while the trial is long silent; ends with the trial or its process."""
-        while not self._has_ended.wait(HEARTBEAT_SECONDS / 4):
+    def _carry(self) -> None:
+        """Bring to the store what waits, while the trial goes on, and signs of life while it is long silent; ends with
+        the trial or its process."""
+        while True:
+            is_asked = self._is_asked.wait(HEARTBEAT_SECONDS / 4)
+            self._is_asked.clear()
             with self._turn:
-                self._drain.beat()
+                if self._has_ended:
+                    return
+                if not is_asked:
+                    self._drain.beat()
+                    continue
+                try:
+                    self._drain.attempt()
+                except Exception as error:
+                    self._refusal = error
+                    return
 
     def _append(self, **parts: Any) -> None:
         self._noted = clock.monotonic()
@@ -224,6 +239,8 @@ class _Writer:
             self._append(params=params)
 
     def write(self, record: Record) -> None:
+        if self._refusal is not None:
+            raise self._refusal
         match record:
             case Metrics(step, values):
                 self._write_metrics(step, values)
@@ -274,8 +291,12 @@ class _Writer:
         self._append(artifacts=(artifact,))
 
     def _flush(self) -> None:
-        with self._turn:
-            self._drain.attempt()
+        """Have what waits brought to the store. The first time, which claims the trial, it is waited for."""
+        if self._flushed == -math.inf:
+            with self._turn:
+                self._drain.attempt()
+        else:
+            self._is_asked.set()
         self._flushed = clock.monotonic()
 
     def finish(self, model_folder: Path | None) -> None:
@@ -319,7 +340,9 @@ class _Writer:
             self._drain.insist(0.0 if state == names.INTERRUPTED else PATIENCE_SECONDS)
 
     def close(self) -> None:
-        self._has_ended.set()
+        with self._turn:
+            self._has_ended = True
+        self._is_asked.set()
         if self._drain.is_complete and self._spool.entries[-1].end in names.SETTLED:
             self._spool.remove()
         else:
