@@ -80,7 +80,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 # ---- Experiments -------------------------------------------------------------------------------------------------
 
-.PHONY: sweep plan search ladder paper smoke
+.PHONY: sweep plan search ladder paper audit smoke
 sweep: $(ENVIRONMENT)  ## Run an ablation study (SWEEP=overview) and print its tables; run again to go on
 	@$(MEDST) sweep run $(SWEEP) $(SWEEP_OPTIONS)
 
@@ -96,6 +96,9 @@ ladder: $(ENVIRONMENT)  ## Would a cheaper study rank the arms alike? (SWEEP=ove
 paper: $(ENVIRONMENT)  ## Run all full studies, then make every table and figure (hours; interrupt and go on at will)
 	@for study in $(PAPER); do $(MEDST) sweep run "$$study" $(SWEEP_OPTIONS); done
 	@$(MEDST) results
+
+audit: $(ENVIRONMENT)  ## Test the instrument: false positives, planted effects, coverage, transfer (45 min; go on at will)
+	@$(MEDST) audit $(if $(EXECUTOR),--executor $(EXECUTOR)) $(ARGS)
 
 # In a project folder of its own, so that its numbers never stand among real ones.
 smoke: $(ENVIRONMENT)  ## A miniature of the whole path in 90 s, in build/smoke: data, sweep, tables, figures

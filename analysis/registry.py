@@ -199,6 +199,14 @@ def _direction() -> list[Metric]:
     ]
 
 
+def _sides() -> list[Metric]:
+    one_sided = tuple(finding for finding in FINDINGS if finding != "edema")
+    return [Metric(f"test/sides/{part}/auroc",
+                   f"Side of a finding, AUROC, {'mean of four findings' if part == 'mean' else finding_name(part)}",
+                   "Sides" if part == "mean" else f"Sides {finding_name(part)}", "sides",
+                   column=part if part == "mean" else finding_name(part), chance=0.5) for part in ("mean", *one_sided)]
+
+
 def _cost() -> list[Metric]:
     return [
         Metric("facts/parameters", "Parameters", "Params", "cost", unit="millions", scale=1e-6, digits=2,
@@ -211,7 +219,7 @@ def _cost() -> list[Metric]:
 METRICS: dict[str, Metric] = {
     metric.key: metric
     for group in (_zero_shot(), _temporal_image(), _sentence_similarity(), _rsna(), _covidx(), _retrieval(),
-                  _grounding(), _direction(), _cost())
+                  _grounding(), _direction(), _sides(), _cost())
     for metric in group
 }
 """Every metric a table may show, in display order."""
@@ -225,6 +233,7 @@ TASK_TITLES = {
     "retrieval": "Two-view image-report retrieval",
     "grounding": "Phrase grounding in the true boxes",
     "direction": "Forward or backward in time",
+    "sides": "Side of findings, by words",
 }
 """Task -> title of its table: the paper's four tasks, then those that can see single components."""
 
@@ -287,6 +296,7 @@ LOSS_TERMS = {
     "rmr": "Reverse regression (RMR)",
     "rmr_i2t": "RMR, image to report",
     "rmr_t2i": "RMR, report to image",
+    "prototype": "Prototypes",
     "balance": "Expert balance",
 }
 """Term, tracked as `train/<term>` and `validation/<term>` -> name, in the order of figures."""

@@ -680,6 +680,39 @@ def report_explorations(search: str | None = None, ladder: str | None = None) ->
 # ---- Results -----------------------------------------------------------------------------------------------------
 
 
+@app.command("audit")
+def audit(
+    assignments: Assignments = None,
+    study: Annotated[list[str] | None, typer.Option("--study", help="Only this one of its studies; repeatable.")] = None,
+    executor: ExecutorOption = Executor.ray,
+    jobs: Jobs = None,
+    retry_failed: RetryFailed = False,
+) -> None:
+    """Test the instrument: run the audit's studies, then tell what they can see. Stopped or killed: run it again."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from analysis.audit import STUDIES, make_audit, markdown
+    from analysis.registry import METRICS
+    from medst.tracking import TrackingPlace
+    from sweeps.commands import FINISHED_CODE, INTERRUPTED_CODE, run_sweep
+
+    for name in study or ():
+        if name not in STUDIES:
+            raise ValueError(f"'{name}' is no study of the audit; there are {', '.join(STUDIES)}")
+    codes = []
+    for name in study or STUDIES:
+        codes.append(run_sweep(name, assignments or [], executor=executor.value, jobs=jobs,
+                               should_retry_failed=retry_failed, known_metrics=METRICS))
+        if codes[-1] == INTERRUPTED_CODE:
+            raise typer.Exit(INTERRUPTED_CODE)
+    place = TrackingPlace.of_project()
+    found = make_audit(place.uri, place.experiment, RESULTS)
+    Console().print(Markdown(markdown(found).partition("<!--")[0]))
+    typer.echo(f"Table: {RESULTS}/tables/audit.md. Curves: {RESULTS}/figures/audit.pdf.")
+    raise typer.Exit(max(codes, default=FINISHED_CODE))
+
+
 @app.command("results")
 def results(
     part: Annotated[Part | None, typer.Argument(help="Only the tables or the figures; or run the notebooks.")] = None,

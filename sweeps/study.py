@@ -449,7 +449,8 @@ class _Resolver:
             return
         if broken:
             self._document.add(where, f"arm '{name}' breaks the constraint '{broken[0].text}'")
-        same = self._by_config.setdefault(canonical(config), name)
+        # Arms may differ by their data, whose place is not part of the canonical form.
+        same = self._by_config.setdefault(f"{config.data.root}\0{config.data.store}\0{canonical(config)}", name)
         if same != name and not is_named:
             return
         if same != name:

@@ -141,7 +141,7 @@ def test_the_plan_tells_what_the_command_line_changed(project: Path) -> None:
 
 def test_every_metric_that_a_study_names_is_known_to_the_analysis(repository: Path) -> None:
     paths = sorted((repository / "sweeps").glob("*.yaml"))
-    assert len(paths) == 11
+    assert len(paths) == 17
     unknown = []
     for path in paths:
         file = load_study(path, project=repository).file
@@ -154,7 +154,8 @@ def test_every_study_of_the_project_loads(repository: Path) -> None:
     paths = sorted((repository / "sweeps").glob("*.yaml"))
     names = [load_study(path, project=repository).name for path in paths]
     assert names == [path.stem for path in paths]
-    assert set(names) == {"baselines", "components", "curriculum", "experts", "fidelity", "lambda", "lateral_fraction",
+    assert set(names) == {"audit_change", "audit_lateral", "audit_order", "audit_seeds", "audit_sides", "audit_transfer",
+                          "baselines", "components", "curriculum", "experts", "fidelity", "lambda", "lateral_fraction",
                           "learning", "overview", "sequence_length", "smoke"}
 
 

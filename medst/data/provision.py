@@ -8,23 +8,38 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import yaml
 from filelock import FileLock
 
 from medst.config import DataConfig
 from medst.data.building import Step
 from medst.data.phantom import PRESETS, PhantomConfig, generate, read_phantom_config
+from medst.data.phantom.presets import PhantomError, load_preset
 from medst.data.store import Store, prepare, store_path
 
 
 def phantom_of(root: Path) -> PhantomConfig | None:
-    """The phantom that a data root means: data/phantom/<preset>, or another draw of it, <preset>-draw-<number>; None
-    for any other folder."""
-    preset, _, draw = root.name.partition("-draw-")
+    """The phantom that a data root means; None for any other folder.
+
+    data/phantom/<preset>; with some dials turned, <preset>-with-<dial>=<value>,<dial>=<value>; another draw of either,
+    ...-draw-<number>.
+
+    Raises:
+        PhantomError: a dial that does not exist (with the nearest one), or an impossible value.
+    """
+    name, drawn, draw = root.name.partition("-draw-")
+    preset, turned, dials = name.partition("-with-")
     if root.parts[-3:-1] != ("data", "phantom") or preset not in PRESETS:
         return None
-    if not draw:
-        return PRESETS[preset] if root.name == preset else None
-    return PRESETS[preset].model_copy(update={"seed": int(draw)}) if draw.isdecimal() else None
+    if (drawn and not draw.isdecimal()) or (turned and not dials):
+        return None
+    overrides: dict[str, object] = {"seed": int(draw)} if drawn else {}
+    for item in dials.split(",") if turned else ():
+        dial, equals, value = item.partition("=")
+        if not equals:
+            raise PhantomError(f"{root}: '{item}' turns no dial; write <preset>-with-<dial>=<value>,<dial>=<value>")
+        overrides[dial] = yaml.safe_load(value)
+    return load_preset(preset, overrides)
 
 
 def provide(data: DataConfig, num_workers: int, step: Step) -> Store:

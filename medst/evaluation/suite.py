@@ -20,6 +20,7 @@ from medst.evaluation.retrieval import retrieval
 from medst.evaluation.rsna_zero_shot import rsna_zero_shot
 from medst.evaluation.sentence_similarity import sentence_similarity
 from medst.evaluation.sequences import sample_sequences, sequence_embeddings
+from medst.evaluation.sides import sides
 from medst.evaluation.temporal_image import temporal_image
 from medst.evaluation.validation import validation
 from medst.model import MedST
@@ -35,6 +36,7 @@ EVALUATORS: Mapping[str, Evaluator] = {
     "retrieval": retrieval,
     "grounding": grounding,
     "direction": direction,
+    "sides": sides,
 }
 
 

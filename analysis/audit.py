@@ -1,0 +1,312 @@
+"""The audit: what can this platform see, and does it see what is not there? Its table and its figure.
+
+What lives here: the planted effects, the rows, the figure, from the studies `audit_*` in the tracking store alone.
+What must not: how trials are run; how often a statistic is right (calibration.py).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from analysis import registry, statistics
+from analysis.calibration import (
+    LEVEL,
+    SEEDS_OF_A_STUDY,
+    Dose,
+    Rate,
+    Rejections,
+    coverage,
+    disjoint_rejections,
+    dose_response,
+    found_shift,
+    rises,
+    split_rejections,
+)
+from analysis.style import BLACK, COLOURS, GREY, LIGHT, PAGE_WIDTH, Picture, panel_letter, save, style
+from analysis.tidy import Study, study_source
+from medst import tracking
+
+STUDIES = ("audit_seeds", "audit_lateral", "audit_change", "audit_order", "audit_sides", "audit_transfer")
+WORLDS = {"second": "second geometry and grammar", "decorrelated": "devices tell nothing in the test"}
+"""Where effects must keep their sign: as arms of `audit_transfer` begin -> in words."""
+
+
+@dataclass(frozen=True)
+class Planted:
+    """An effect that must exist because the information is there, or is not."""
+
+    name: str
+    study: str
+    metric: str
+    dial: str
+    transfer_arm: str
+    """The arm of `audit_transfer` without the information."""
+    has_pairs: bool
+    """True: every dose has an arm that cannot use the information; else all doses are compared with dose 0."""
+
+    def arms(self, plan: Sequence[str]) -> list[tuple[float, str, str]]:
+        """(dose, arm with the information, arm without) in rising order."""
+        doses = sorted(float(arm) for arm in plan if not arm.endswith(", cut"))
+        return [(dose, f"{dose:g}", f"{dose:g}, cut" if self.has_pairs else "0") for dose in doses
+                if self.has_pairs or dose > 0]
+
+
+PLANTED = (
+    Planted("lateral view", "audit_lateral", "test/finding_zero_shot/mean/auroc", "lateral_information",
+            "no lateral view", True),
+    Planted("text positions", "audit_order", "test/sentence_similarity/radgraph/auroc", "order_carries_meaning",
+            "no positions", True),
+    Planted("words of change, sentences", "audit_change", "test/sentence_similarity/all/auroc", "change_words",
+            "no change words", False),
+    Planted("words of change, direction", "audit_change", "test/direction/words/mean/auroc", "change_words",
+            "no change words", False),
+    Planted("side words", "audit_sides", "test/sides/mean/auroc", "word_localisation", "no side words", False),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the audit's table. Numbers are in points (scores times 100) or shares; NaN where there is none."""
+
+    check: str
+    what: str
+    value: float
+    low: float
+    high: float
+    n: int
+    """Seeds, or repetitions."""
+    expected: str
+    verdict: str
+    detectable: float = math.nan
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All that the audit found."""
+
+    rows: tuple[Row, ...]
+    curves: Mapping[str, Sequence[Dose]]
+    """Planted effect -> its doses."""
+    powers: Mapping[str, Sequence[Rejections]]
+    """Metric -> power by shift."""
+    missing: tuple[str, ...]
+    """Studies that have no finished trial yet, or too few."""
+    fingerprint: str
+
+
+def audit(studies: Mapping[str, Study]) -> Audit:
+    """The audit of the studies there are; those that are absent or too small are named in `missing`."""
+    rows: list[Row] = []
+    missing = [f"{name}: no finished trial" for name in STUDIES if name not in studies]
+    powers: dict[str, Sequence[Rejections]] = {}
+    if "audit_seeds" in studies:
+        try:
+            rows += _same_arm_rows(studies["audit_seeds"], powers)
+        except ValueError as error:
+            missing.append(f"audit_seeds: {error}")
+    curves: dict[str, Sequence[Dose]] = {}
+    for effect in PLANTED:
+        if effect.study in studies:
+            study = studies[effect.study]
+            scores = study.scores(effect.metric)
+            doses = dose_response({arm: scores[arm].to_numpy() for arm in scores}, effect.arms(study.plan.arms))
+            doses = [dose for dose in doses if dose.difference.n > 1]
+            if doses:
+                curves[effect.name] = doses
+                rows += _planted_rows(effect, doses)
+    if "audit_transfer" in studies:
+        rows += _transfer_rows(studies["audit_transfer"])
+    told = json.dumps([[study.fingerprint for study in studies.values()], [asdict(row) for row in rows]])
+    return Audit(tuple(rows), curves, powers, tuple(missing), hashlib.sha256(told.encode()).hexdigest()[:16])
+
+
+def _same_arm_rows(study: Study, powers: dict[str, Sequence[Rejections]]) -> list[Row]:
+    rows = []
+    metrics = [metric for metric in (study.plan.primary, *study.plan.secondary) if metric in study.metrics]
+    full, other = study.plan.arms[:2]
+    for metric in metrics:
+        name, scores = registry.describe(metric).short, study.scores(metric)
+        pool = scores[full].to_numpy()
+        same = split_rejections(pool)
+        rows += [_rate_row("A/A, test", name, same.by_test, LEVEL, "at most"),
+                 _rate_row("A/A, interval excludes 0", name, same.by_interval, LEVEL, "about")]
+        shift, powers[metric] = found_shift(pool)
+        rows.append(Row("A/A, difference found 4 times in 5", name, 100 * shift, math.nan, math.nan, SEEDS_OF_A_STUDY,
+                        "stated", "stated", 100 * statistics.minimum_detectable_difference(
+                            math.sqrt(2) * float(np.nanstd(pool, ddof=1)), SEEDS_OF_A_STUDY)))
+        rows += [_rate_row("coverage, score", name, coverage(pool), 1 - LEVEL, "about"),
+                 _rate_row("coverage, difference", name, coverage(scores[other].to_numpy() - pool), 1 - LEVEL, "about")]
+    real = disjoint_rejections(study.scores(metric)[arm].to_numpy() for metric in metrics for arm in (full, other))
+    if real.trials:
+        rows.append(_rate_row("A/A, disjoint seeds, once each", f"{len(metrics)} metrics, 2 arms", real, LEVEL,
+                              "at most"))
+    try:
+        joint = split_rejections(study.scores(metrics[0])[full].to_numpy(), num_arms=2)
+    except ValueError:
+        return rows
+    return [*rows, _rate_row("A/A, test, 2 arms at once", registry.describe(metrics[0]).short, joint.by_test, LEVEL,
+                             "at most")]
+
+
+def _rate_row(check: str, what: str, rate: Rate, nominal: float, bound: str) -> Row:
+    low, high = rate.interval
+    is_right = low <= nominal if bound == "at most" else low <= nominal <= high
+    verdict = "holds" if is_right else f"off by {100 * abs(rate.value - nominal):.1f} points"
+    return Row(check, what, 100 * rate.value, 100 * low, 100 * high, rate.trials, f"{bound} {100 * nominal:.0f} %",
+               verdict)
+
+
+def _planted_rows(effect: Planted, doses: Sequence[Dose]) -> list[Row]:
+    rows = []
+    for dose in doses:
+        difference = dose.difference
+        verdict = ("found" if dose.is_found else "too few seeds to test" if math.isnan(dose.adjusted_p) else
+                   "not found" if dose.adjusted_p > LEVEL else "found, the wrong way")
+        is_highest = dose is doses[-1]
+        if is_highest:
+            verdict += ", rises" if rises(doses) else ", does not rise"
+        rows.append(Row("planted", f"{effect.name}, {effect.dial} = {dose.dose:g}", 100 * difference.mean,
+                        100 * difference.low, 100 * difference.high, difference.n,
+                        "found" if is_highest else "between", verdict, 100 * dose.detectable))
+    return rows
+
+
+def _transfer_rows(study: Study) -> list[Row]:
+    rows = []
+    for effect in PLANTED:
+        scores = study.scores(effect.metric)
+        for world in dict.fromkeys(arm.partition(",")[0] for arm in study.plan.arms):
+            whole, cut = f"{world}, whole", f"{world}, {effect.transfer_arm}"
+            difference = statistics.paired_difference(scores[whole].to_numpy(), scores[cut].to_numpy())
+            if difference.n > 1:
+                verdict = "sign kept" if difference.mean > 0 else "sign lost"
+                rows.append(Row("transfer", f"{effect.name}, {WORLDS[world]}", 100 * difference.mean,
+                                100 * difference.low, 100 * difference.high, difference.n, "above 0", verdict,
+                                100 * statistics.minimum_detectable_difference(
+                                    difference.interval.deviation, difference.n)))
+    return rows
+
+
+COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
+    ("Check", lambda row: row.check), ("What", lambda row: row.what), ("Value", lambda row: _number(row.value)),
+    ("95 % interval", lambda row: "" if math.isnan(row.low) else f"[{_number(row.low)}, {_number(row.high)}]"),
+    ("n", lambda row: str(row.n)), ("MDD", lambda row: _number(row.detectable)),
+    ("Expected", lambda row: row.expected), ("Verdict", lambda row: row.verdict),
+)
+NOTE = ("Rates in %, differences in points (scores times 100), with information minus without. n: repetitions of a "
+        "rate, seeds of a difference. MDD: the difference that the paired t test finds four times in five.")
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return "none on the curve" if math.isinf(value) else f"{value:.1f}".replace("-", "−")
+
+
+def markdown(found: Audit) -> str:
+    """The audit's table."""
+    lines = ["| " + " | ".join(title for title, _ in COLUMNS) + " |",
+             "| :-- | :-- | --: | --: | --: | --: | :-- | :-- |"]
+    lines += ["| " + " | ".join(show(row) for _, show in COLUMNS) + " |" for row in found.rows]
+    gaps = [f"INCOMPLETE: {gap}." for gap in found.missing]
+    return "\n".join([*gaps, *([""] if gaps else []), *lines, "", f"*{NOTE}*", "",
+                      f"<!-- fingerprint {found.fingerprint} -->", ""])
+
+
+def draw(found: Audit) -> Picture:
+    """Dose-response curves, and the power in pairs of one arm with itself."""
+    panels = [*found.curves, *(["power"] if found.powers else [])]
+    num_columns = 3
+    num_rows = max(1, math.ceil(len(panels) / num_columns))
+    with style():
+        figure, grid = plt.subplots(num_rows, num_columns, figsize=(PAGE_WIDTH, 1.9 * num_rows), squeeze=False)
+        for axes in grid.ravel()[len(panels):]:
+            axes.set_axis_off()
+        for position, (name, axes) in enumerate(zip(panels, grid.ravel(), strict=False)):
+            if name == "power":
+                _draw_power(axes, found.powers)
+            else:
+                effect = next(effect for effect in PLANTED if effect.name == name)
+                _draw_doses(axes, effect, found.curves[name])
+            panel_letter(axes, position)
+    caption = ("Planted effects by degrees: difference with and without the information, paired by seed, mean and 95 % "
+               "interval; filled: found at an adjusted p of 0.05; grey: what the paired t test would miss more often "
+               "than once in five. Power: share of A/A comparisons at 6 against 6 seeds in which an added difference "
+               "was found.")
+    return Picture("audit", figure, caption, "audit")
+
+
+def _draw_doses(axes: Axes, effect: Planted, doses: Sequence[Dose]) -> None:
+    # Dose 0 of an effect without pairs is the reference itself.
+    at = [dose.dose for dose in doses]
+    limit = [100 * dose.detectable for dose in doses]
+    axes.fill_between(at, [-value for value in limit], limit, color=LIGHT, linewidth=0, zorder=0)
+    axes.axhline(0, color=GREY, linewidth=0.6)
+    mean = [100 * dose.difference.mean for dose in doses]
+    start = [] if effect.has_pairs else [0.0]
+    axes.plot([*start, *at], [*start, *mean], color=COLOURS[0], zorder=2)
+    for place, value, dose in zip(at, mean, doses, strict=True):
+        axes.errorbar(place, value, 100 * dose.difference.interval.half_width, color=COLOURS[0], marker="o", capsize=2,
+                      markerfacecolor=COLOURS[0] if dose.is_found else "white", zorder=3)
+    axes.set(title=effect.name.capitalize(), xlabel=f"{effect.dial} (share)", xlim=(-0.08, 1.08),
+             ylabel=f"{registry.describe(effect.metric).short}\ndifference (points)")
+
+
+def _draw_power(axes: Axes, powers: Mapping[str, Sequence[Rejections]]) -> None:
+    for colour, (metric, curve) in zip(COLOURS, powers.items(), strict=False):
+        axes.plot([100 * point.shift for point in curve], [100 * point.by_test.value for point in curve], color=colour,
+                  label=registry.describe(metric).short)
+    axes.axhline(100 * statistics.POWER, color=GREY, linewidth=0.6, linestyle=":")
+    axes.axhline(100 * LEVEL, color=BLACK, linewidth=0.6, linestyle=":")
+    axes.set(title="Power at 6 seeds", xlabel="added difference (points)", ylabel="found (%)", ylim=(0, 102))
+    axes.legend(loc="lower right")
+
+
+def make_audit(uri: str, experiment: str, out: Path) -> Audit:
+    """Write tables/audit.{md,csv,json} and figures/audit.{pdf,png,md} into `out`, each complete or not at all.
+
+    Raises:
+        ValueError: no study of the audit has a finished trial.
+    """
+    snapshot = tracking.read_snapshot(uri, experiment)
+    studies = {name: study_source(snapshot, name).load() for name in STUDIES if name in snapshot.studies}
+    studies = {name: study for name, study in studies.items() if len(study.values)}
+    if not studies:
+        raise ValueError(f"no trial of the audit is finished in the tracking store {uri}; run: make audit")
+    found = audit(studies)
+    for folder in ("tables", "figures"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    _replace(out / "tables" / "audit.md", markdown(found))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([title for title, _ in COLUMNS])
+    writer.writerows([show(row) for _, show in COLUMNS] for row in found.rows)
+    _replace(out / "tables" / "audit.csv", text.getvalue())
+    _replace(out / "tables" / "audit.json", json.dumps({
+        "format": "medst-audit/1", "fingerprint": found.fingerprint, "missing": found.missing,
+        "rows": [{key: _plain(value) for key, value in asdict(row).items()} for row in found.rows],
+    }, indent=1, ensure_ascii=False) + "\n")
+    save(draw(found), out / "figures", found.fingerprint)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
