@@ -683,7 +683,7 @@ def report_explorations(search: str | None = None, ladder: str | None = None) ->
 @app.command("audit")
 def audit(
     assignments: Assignments = None,
-    study: Annotated[list[str] | None, typer.Option("--study", help="Only this one of its studies; repeatable.")] = None,
+    study: Annotated[list[str] | None, typer.Option("--study", help="One of its studies; repeatable.")] = None,
     executor: ExecutorOption = Executor.ray,
     jobs: Jobs = None,
     retry_failed: RetryFailed = False,

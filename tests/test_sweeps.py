@@ -154,9 +154,9 @@ def test_every_study_of_the_project_loads(repository: Path) -> None:
     paths = sorted((repository / "sweeps").glob("*.yaml"))
     names = [load_study(path, project=repository).name for path in paths]
     assert names == [path.stem for path in paths]
-    assert set(names) == {"audit_change", "audit_lateral", "audit_order", "audit_seeds", "audit_sides", "audit_transfer",
-                          "baselines", "components", "curriculum", "experts", "fidelity", "lambda", "lateral_fraction",
-                          "learning", "overview", "sequence_length", "smoke"}
+    assert set(names) == {"audit_change", "audit_lateral", "audit_order", "audit_seeds", "audit_sides",
+                          "audit_transfer", "baselines", "components", "curriculum", "experts", "fidelity", "lambda",
+                          "lateral_fraction", "learning", "overview", "sequence_length", "smoke"}
 
 
 def test_the_fidelity_study_turns_every_switch(repository: Path) -> None:
