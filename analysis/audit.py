@@ -121,7 +121,8 @@ def audit(studies: Mapping[str, Study]) -> Audit:
         if effect.study in studies:
             study = studies[effect.study]
             scores = study.scores(effect.metric)
-            doses = dose_response({arm: scores[arm].to_numpy() for arm in study.plan.arms}, effect.arms(study.plan.arms))
+            doses = dose_response({arm: scores[arm].to_numpy() for arm in study.plan.arms},
+                                  effect.arms(study.plan.arms))
             doses = [dose for dose in doses if dose.difference.n > 1]
             if doses:
                 curves[effect.name] = doses
