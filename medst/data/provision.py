@@ -33,13 +33,14 @@ def phantom_of(root: Path) -> PhantomConfig | None:
         return None
     if (drawn and not draw.isdecimal()) or (turned and not dials):
         return None
-    overrides: dict[str, object] = {"seed": int(draw)} if drawn else {}
+    overrides: dict[str, object] = {}
     for item in dials.split(",") if turned else ():
         dial, equals, value = item.partition("=")
         if not equals:
             raise PhantomError(f"{root}: '{item}' turns no dial; write <preset>-with-<dial>=<value>,<dial>=<value>")
         overrides[dial] = yaml.safe_load(value)
-    return load_preset(preset, overrides)
+    phantom = load_preset(preset, overrides) if turned else PRESETS[preset]
+    return phantom.model_copy(update={"seed": int(draw)}) if drawn else phantom
 
 
 def provide(data: DataConfig, num_workers: int, step: Step) -> Store:
