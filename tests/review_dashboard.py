@@ -24,6 +24,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE_MS = 120_000
+TRAINING = "workflowType=machine_learning"
+"""Part of an address: the pages for training; without it MLflow shows those for chat applications."""
 STUDY = """\
 name: review
 question: Which loss terms carry zero-shot classification? A small study for the reviewer's path; one arm fails.
@@ -123,35 +125,42 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1500, "height": 950})
         page.set_default_timeout(PATIENCE_MS)
-        page.goto(f"{address}{experiment}/runs?workflowType=machine_learning", timeout=PATIENCE_MS)
+        page.goto(f"{address}{experiment}/runs?{TRAINING}", timeout=PATIENCE_MS)
+        # MLflow opens its assistant once in every new browser; closed, it stays closed.
+        stop(page, "first-sight", "study: review", "MLflow Assistant")
+        page.get_by_role("button", name="Close").first.click()
+        page.get_by_placeholder("Ask a question").first.wait_for(state="hidden")
         # The trials lie folded below the run of their study, also after a search.
         stop(page, "runs", "study: review")
         query = urllib.parse.quote("tags.`study.review` LIKE '%'")
-        page.goto(f"{address}{experiment}/runs?workflowType=machine_learning&searchFilter={query}")
+        page.goto(f"{address}{experiment}/runs?{TRAINING}&searchFilter={query}")
         page.get_by_text("study: review").first.wait_for()
         page.locator(".ag-row").first.get_by_role("button").first.click()
         stop(page, "trials-of-the-study", "full · seed 0")
         page.get_by_role("button", name="Group by").first.click()
-        page.wait_for_timeout(500)
-        page.get_by_text("medst.arm", exact=True).first.click()
+        menu = page.get_by_role("menu").or_(page.get_by_role("dialog")).last
+        menu.get_by_role("textbox").first.fill("medst.arm")
+        menu.get_by_text("medst.arm", exact=True).first.click()
         page.keyboard.press("Escape")
-        stop(page, "grouped-by-arm", "no local alignment")
+        stop(page, "grouped-by-arm", "Group by: medst.arm", "Group: full")
         pair = urllib.parse.quote(json.dumps(finished[:2]))
-        page.goto(f"{address}/#/compare-runs?runs={pair}&experiments={urllib.parse.quote(json.dumps([found.experiment_id]))}")
-        stop(page, "compared", "Comparing 2 Runs")
-        page.goto(f"{address}{experiment}/runs/{finished[0]}")
+        page.goto(f"{address}/#/compare-runs?runs={pair}&experiments={urllib.parse.quote(json.dumps([found.experiment_id]))}"
+                  f"&{TRAINING}")
+        stop(page, "compared", "Comparing 2 Runs", "objective.lambda_local")
+        page.goto(f"{address}{experiment}/runs/{finished[0]}?{TRAINING}")
         stop(page, "a-trial", "seed 0")
-        page.goto(f"{address}{experiment}/runs/{finished[0]}/model-metrics")
-        stop(page, "its-curves", "train/loss")
-        page.goto(f"{address}{experiment}/runs/{failed}")
+        page.goto(f"{address}{experiment}/runs/{finished[0]}/model-metrics?{TRAINING}")
+        page.get_by_placeholder("Search metric charts").fill("train/")
+        stop(page, "its-curves", "(train/loss)")
+        page.goto(f"{address}{experiment}/runs/{failed}?{TRAINING}")
         stop(page, "a-failed-trial", "NonFiniteLossError")
-        page.goto(f"{address}{experiment}/runs/{failed}/artifacts/failure/traceback.txt")
+        page.goto(f"{address}{experiment}/runs/{failed}/artifacts/failure/traceback.txt?{TRAINING}")
         stop(page, "its-traceback", "Traceback (most recent call last)")
-        page.goto(f"{address}{experiment}/runs/{study_run_id('review', uri, EXPERIMENT)}")
+        page.goto(f"{address}{experiment}/runs/{study_run_id('review', uri, EXPERIMENT)}?{TRAINING}")
         stop(page, "the-study", "Which loss terms carry zero-shot classification?")
-        page.goto(f"{address}/#/models/medst")
+        page.goto(f"{address}/#/models/medst?{TRAINING}")
         stop(page, "the-registered-model", "candidate")
-        page.goto(f"{address}/#/models/medst/versions/1")
+        page.goto(f"{address}/#/models/medst/versions/1?{TRAINING}")
         stop(page, "its-version", "Trial key")
         browser.close()
 
