@@ -46,7 +46,19 @@ PLACES = {
     "evaluation.validation_scores": "every",
 }
 """Settings that cannot change a trial's numbers, each with a value that is not the default."""
-LATER = {"training.micro_batch": 3, "training.recompute": True, "training.compile": True}
+LATER = {
+    "training.micro_batch": 3,
+    "training.recompute": True,
+    "training.compile": True,
+    "training.mgca_epochs": 1.0,
+    "model.heads.num_prototypes": 8,
+    "objective.lambda_prototype": 0.5,
+    "objective.global_image_share": 0.75,
+    "objective.prototypes.temperature": 0.3,
+    "objective.prototypes.epsilon": 0.1,
+    "objective.prototypes.sinkhorn_iterations": 4,
+    "objective.prototypes.frozen_fraction": 0.1,
+}
 """Settings that are in the canonical form only where they are not at their default."""
 
 
@@ -259,9 +271,12 @@ def test_canonical_is_sorted_json_without_places() -> None:
 
 
 def test_canonical_holds_later_settings_only_where_they_were_changed() -> None:
+    # A weight of prototypes is refused without prototypes.
+    reference = override(Config(), {"model.heads.num_prototypes": 5})
     for key, value in LATER.items():
-        changed = json.loads(canonical(override(Config(), {key: value})))
-        assert changed == {**json.loads(canonical(Config())), key: value}
+        changed = json.loads(canonical(override(reference, {key: value})))
+        assert changed == {**json.loads(canonical(reference)), key: value}
+    assert set(json.loads(canonical(reference))) - set(json.loads(canonical(Config()))) == {"model.heads.num_prototypes"}
 
 
 def test_canonical_ignores_places_and_the_device_number() -> None:
@@ -407,7 +422,7 @@ def test_keys_and_streams_are_equal_in_another_process(repository: Path) -> None
 
 def test_records_are_frozen() -> None:
     kinds = get_args(records.Record)
-    assert len(kinds) == 6
+    assert len(kinds) == 7
     metrics = records.Metrics(3, {"train/loss": 1.0})
     with pytest.raises(FrozenInstanceError):
         metrics.step = 4  # type: ignore[misc]

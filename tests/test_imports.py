@@ -35,7 +35,9 @@ THIRD_PARTY = {
     "evaluation": {"numpy", "pandas", "scipy", "sklearn", "torch"},
     "trial": {"numpy", "pandas", "torch"},
     "tracking": {"filelock", "mlflow", "numpy", "pandas", "pyarrow", "yaml"},
-    "sweeps": {"filelock", "numpy", "optuna", "pandas", "psutil", "pydantic", "ray", "rich", "torch", "yaml"},
+    "sweeps": {
+        "filelock", "numpy", "optuna", "pandas", "psutil", "pydantic", "pydantic_core", "ray", "rich", "torch", "yaml",
+    },
     "analysis": {
         "jinja2", "jupyter_client", "matplotlib", "nbclient", "nbformat", "numpy", "pandas", "PIL", "pyarrow",
         "pydantic", "rich", "scipy", "sklearn", "statsmodels", "yaml",

@@ -403,6 +403,7 @@ def test_a_slow_start_of_ray_is_tried_again(failures: list[Exception], starts: i
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "nodes", list)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def start() -> None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
 from filelock import FileLock
 
-from medst.config import DataConfig
+from medst.config import DataConfig, parse_overrides
 from medst.data.building import Step
 from medst.data.phantom import PRESETS, PhantomConfig, generate, read_phantom_config
 from medst.data.phantom.presets import PhantomError, load_preset
@@ -35,10 +34,9 @@ def phantom_of(root: Path) -> PhantomConfig | None:
         return None
     overrides: dict[str, object] = {}
     for item in dials.split(",") if turned else ():
-        dial, equals, value = item.partition("=")
-        if not equals:
+        if "=" not in item:
             raise PhantomError(f"{root}: '{item}' turns no dial; write <preset>-with-<dial>=<value>,<dial>=<value>")
-        overrides[dial] = yaml.safe_load(value)
+        overrides |= parse_overrides([item])
     phantom = load_preset(preset, overrides) if turned else PRESETS[preset]
     return phantom.model_copy(update={"seed": int(draw)}) if drawn else phantom
 

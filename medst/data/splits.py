@@ -11,12 +11,12 @@ not: opening of stores, reading of raw files.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import train_test_split
 
 from medst.config import DataConfig
 from medst.data.readers.nih import NIH_PREFIX
@@ -125,15 +125,22 @@ def describe_splits(store: Store) -> list[Split]:
 
 def published_rsna_rows(num_images: int) -> dict[str, np.ndarray]:
     """Rows of the published RSNA split, 70/15/15: 30 % set aside, then halved, both with random_state 0."""
-    train, rest = train_test_split(np.arange(num_images), test_size=0.3, random_state=0)
-    validate, test = train_test_split(rest, test_size=0.5, random_state=0)
+    train, rest = _random_split(np.arange(num_images), 0.3)
+    validate, test = _random_split(rest, 0.5)
     return {"train": np.sort(train), "validate": np.sort(validate), "test": np.sort(test)}
 
 
 def published_covidx_rows(num_train: int) -> dict[str, np.ndarray]:
     """Rows of the published COVIDx split among its training images, 80/20, random_state 0, in the order drawn."""
-    train, validate = train_test_split(np.arange(num_train), test_size=0.2, random_state=0)
+    train, validate = _random_split(np.arange(num_train), 0.2)
     return {"train": train, "validate": validate}
+
+
+def _random_split(rows: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """What scikit-learn's train_test_split with random_state 0 gives: `share`, rounded up, is set aside."""
+    order = rows[np.random.RandomState(0).permutation(len(rows))]
+    num_aside = math.ceil(share * len(rows))
+    return order[num_aside:], order[:num_aside]
 
 
 def identifies_patients(patients: pd.Series) -> bool:
