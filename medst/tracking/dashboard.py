@@ -5,6 +5,7 @@ What must not live here: the starting itself, and anything that reads or writes 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import ipaddress
 import os
@@ -83,8 +84,13 @@ def server_command(uri: str, host: str, port: int, protected: Protection | None)
 
 
 def _addresses() -> list[str]:
-    """IPv4 addresses of this machine as its own name resolves to them."""
-    try:
-        return socket.gethostbyname_ex(socket.gethostname())[2]
-    except OSError:
-        return []
+    """IPv4 addresses of this machine: what its own name resolves to, and the one from which it reaches others."""
+    found: list[str] = []
+    # A name that nothing resolves, and no network, are no errors.
+    with contextlib.suppress(OSError):
+        found += socket.gethostbyname_ex(socket.gethostname())[2]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        # Nothing is sent: a datagram socket only looks up its route.
+        probe.connect(("192.0.2.1", 9))
+        found.append(probe.getsockname()[0])
+    return found
