@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -114,6 +115,8 @@ def mlflow_server(database: str, folder: Path) -> Iterator[str]:
 
 
 def main() -> int:
+    # Ended from outside, it ends its servers, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     scratch = Path(tempfile.mkdtemp(prefix="medst-postgres-"))
     scratch.chmod(0o755)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
