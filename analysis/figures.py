@@ -167,6 +167,7 @@ def learning_curves(study: Study, curves: pd.DataFrame) -> Picture | None:
     arms = curve_arms(study.plan)
     owner = _owners(study)
     placed = curves.merge(owner, on="run_id")
+    arms = [arm for arm in arms if (placed["arm"] == arm).any()]
     placed = placed[placed["arm"].isin(arms)]
     num_columns = min(3, len(terms))
     num_rows = math.ceil(len(terms) / num_columns)
@@ -189,7 +190,7 @@ def learning_curves(study: Study, curves: pd.DataFrame) -> Picture | None:
         handles = [plt.Line2D([], [], color=COLOURS[number], linestyle=LINES[number]) for number in range(len(arms))]
         figure.legend(handles, arms, loc="outside lower center", ncols=min(len(arms), 5))
     left_out = len(study.plan.arms) - len(arms)
-    more = f" The first {len(arms)} of {len(study.plan.arms)} arms." if left_out else ""
+    more = f" {len(arms)} of {len(study.plan.arms)} arms." if left_out else ""
     return Picture(f"curves_{study.plan.name}", figure,
                    f"{_head(study)} Training loss by term: mean (line) and range (band) over seeds.{more} A term that "
                    f"an arm does not compute has no curve. {_counts(study, study.plan.primary)}", study.plan.name)

@@ -63,7 +63,8 @@ def tsne_over_time(study: Study, tracked: Mapping[str, Arrays], is_withheld: boo
     shares = []
     with style():
         figure, grid = plt.subplots(1, len(tracked), squeeze=False,
-                                    figsize=(PAGE_WIDTH, PAGE_WIDTH / max(len(tracked), 2) + 0.25))
+                                    figsize=(PAGE_WIDTH * (1.0 if len(tracked) > 1 else 0.62),
+                                             PAGE_WIDTH / max(len(tracked), 2) + 0.25))
         for axes, (arm, arrays) in zip(grid[0], tracked.items(), strict=True):
             embeddings = arrays["embeddings"].astype(np.float64)
             num_sequences, length, width = embeddings.shape
