@@ -65,10 +65,12 @@ def texts_of(config: Mapping[str, Any]) -> dict[str, str]:
         "patches": f"{'Convolutional stem' if config[f'{image}stem'] == 'conv' else 'Patch embedding'}\n{patches} "
                    f"patches a view\nof {config[f'{image}patch_size']} pixels",
         "image_encoder": f"Vision transformer{_named(config[f'{image}name'])}\n"
-                         f"{_layers(config[f'{image}num_layers'])}, width {config[f'{image}width']}, {config[f'{image}num_heads']} heads\n"
+                         f"{_layers(config[f'{image}num_layers'])}, width {config[f'{image}width']}, "
+                         f"{config[f'{image}num_heads']} heads\n"
                          "shared self-attention,\nfeed-forward of the view's expert",
         "text_encoder": f"Text transformer{_named(config[f'{text}name'])}\n"
-                        f"{_layers(config[f'{text}num_layers'])}, width {config[f'{text}width']}, {config[f'{text}num_heads']} heads",
+                        f"{_layers(config[f'{text}num_layers'])}, width {config[f'{text}width']}, "
+                        f"{config[f'{text}num_heads']} heads",
         "experts": (f"{experts} experts, learned top-1 routing" if is_learned
                     else f"{experts} expert{'s' if experts > 1 else ''} by view")
                    + (f", hidden width × {scale:g}" if scale != 1 else ""),

@@ -124,7 +124,7 @@ def test_learning_curves_show_every_tracked_term() -> None:
 def test_curves_show_no_more_arms_than_colours() -> None:
     study = make_study(make_plan(num_seeds=2))
     picture = figures.learning_curves(study, make_curves(study))
-    assert picture is not None and f"The first {len(style.COLOURS)} of 14 arms" in picture.caption
+    assert picture is not None and f"{len(style.COLOURS)} of 14 arms" in picture.caption
 
 
 def test_curriculum_only_where_schedules_differ() -> None:
