@@ -188,7 +188,7 @@ clean:  ## Remove the environment, caches and build/; data, results and the trac
 help:  ## Print this
 	@echo "Med-ST and its ablation studies. Start with: make sweep"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "Studies, for SWEEP=: $(basename $(notdir $(wildcard sweeps/*.yaml)))"
 	@echo "Also for sweep, plan, paper: DATA=folder of the data sets, BASE=experiment under all arms,"

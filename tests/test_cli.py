@@ -16,7 +16,12 @@ import pytest
 import yaml
 from tracking_fixtures import fake_trial, fresh_place
 
-from medst import cli, trial
+from medst import trial
+from medst.cli import main
+from medst.cli.dashboard import is_free, require_free_port
+from medst.cli.display import explain
+from medst.cli.settings import field_documentation
+from medst.cli.sweep import is_study
 from medst.config import Config, flatten, known_keys, load_config
 from medst.data import provision
 from medst.data.phantom import PRESETS
@@ -43,7 +48,7 @@ def run(repository: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["medst", *arguments])
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            main()
         captured = capfd.readouterr()
         assert caught.value.code is None or isinstance(caught.value.code, int)
         return caught.value.code or 0, captured.out, captured.err
@@ -83,10 +88,14 @@ def test_every_command_has_help(run: Run, command: list[str]) -> None:
 
 
 def test_nothing_heavy_is_imported_before_a_command_runs(repository: Path) -> None:
-    tree = ast.parse((repository / "medst" / "cli.py").read_text())
-    top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    top |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module}
-    assert {name for name in top if name.split(".")[0] not in sys.stdlib_module_names} == {"typer"}
+    paths = sorted((repository / "medst" / "cli").glob("*.py"))
+    assert len(paths) >= 9
+    for path in paths:
+        tree = ast.parse(path.read_text())
+        top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+        top |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
+        foreign = {name for name in top if name.split(".")[0] not in sys.stdlib_module_names}
+        assert {name for name in foreign if not f"{name}.".startswith("medst.cli.")} == {"typer"}, path
 
 
 # ---- Settings ----------------------------------------------------------------------------------------------------
@@ -97,7 +106,7 @@ def test_every_setting_is_listed_with_its_default_and_almost_every_one_is_explai
     assert done.returncode == 0
     listed = [line.split()[0] for line in done.stdout.splitlines() if line and not line.startswith(" ")]
     assert listed[1:] == list(known_keys())
-    documentation = cli.field_documentation(Config)
+    documentation = field_documentation(Config)
     assert set(documentation) <= set(known_keys())
     assert len(documentation) >= 45
     assert documentation["training.clip_norm"] == "Largest gradient norm; 0: no clipping, as published."
@@ -174,12 +183,12 @@ def test_a_tracked_trial_is_the_one_that_a_sweep_would_run(tmp_path: Path, monke
                                   "primary_metric: test/score\nseeds: [0, 1]\narms: {full: {}}\n")
     monkeypatch.setattr(sys, "argv", ["medst", "train", "base.yaml", "--track"])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        main()
     assert not caught.value.code, capsys.readouterr().err
     assert plan_sweep("alone.yaml", executor="inline") == 0
     assert "2 trials; 1 finished, 1 to run" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        cli.main()
+        main()
     assert "is computed once" in capsys.readouterr().err.replace("\n", " ")
 
 
@@ -195,7 +204,7 @@ def test_a_taken_port_is_refused_with_a_free_one(run: Run) -> None:
     assert code == 2
     message = re.search(r"port (\d+) on 127\.0\.0\.1 is taken.*port (\d+) is free", errors)
     assert message and int(message[1]) == taken != int(message[2])
-    assert cli.is_free(int(message[2]))
+    assert is_free(int(message[2]))
 
 
 def test_a_port_is_free_again_when_its_server_has_gone() -> None:
@@ -203,9 +212,9 @@ def test_a_port_is_free_again_when_its_server_has_gone() -> None:
         server.bind(("127.0.0.1", 0))
         server.listen()
         port = server.getsockname()[1]
-        assert not cli.is_free(port)
-    assert cli.is_free(port)
-    cli.require_free_port(port)
+        assert not is_free(port)
+    assert is_free(port)
+    require_free_port(port)
 
 
 def test_a_tracking_server_needs_no_second_dashboard(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,20 +232,20 @@ def test_a_tracking_server_needs_no_second_dashboard(run: Run, monkeypatch: pyte
     [(["overview"], True), (["run", "overview"], False), (["plan"], False), (["--help"], False), ([], False)],
 )
 def test_a_study_may_stand_directly_after_sweep(arguments: list[str], expected: bool) -> None:
-    assert cli.is_study(arguments) is expected
+    assert is_study(arguments) is expected
 
 
 def test_errors_of_the_machine_name_the_place(tmp_path: Path) -> None:
     missing = tmp_path / "missing.csv"
     with pytest.raises(FileNotFoundError) as caught:
         missing.read_text()
-    assert cli.explain(caught.value) == f"{missing}: No such file or directory"
-    assert cli.explain(OSError("no space")) == "no space"
+    assert explain(caught.value) == f"{missing}: No such file or directory"
+    assert explain(OSError("no space")) == "no space"
 
 
 def test_a_missing_extra_names_the_extra() -> None:
     error = ModuleNotFoundError("No module named 'ray'", name="ray.tune")
-    assert cli.explain(error).endswith("pip install 'medst[sweep]'")
+    assert explain(error).endswith("pip install 'medst[sweep]'")
 
 
 def test_telemetry_is_off_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +254,7 @@ def test_telemetry_is_off_unless_the_user_says_otherwise(monkeypatch: pytest.Mon
     monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY")
     monkeypatch.setenv("DO_NOT_TRACK", "0")
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        main()
     assert not caught.value.code
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"

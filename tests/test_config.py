@@ -392,7 +392,7 @@ def test_the_source_fingerprint_sees_code_only(fingerprint_of: Any) -> None:
 
 def test_the_source_fingerprint_sees_every_computing_room_and_no_other(fingerprint_of: Any) -> None:
     base = fingerprint_of({"model/a.py": "x = 1"})
-    assert fingerprint_of({"tracking/a.py": "x = 1", "cli.py": "x = 1", "data/phantom/a.py": "x = 1"}) == base
+    assert fingerprint_of({"tracking/a.py": "x = 1", "cli/a.py": "x = 1", "data/phantom/a.py": "x = 1"}) == base
     seen = {base}
     for room in ("data", "model", "objectives", "training", "evaluation"):
         seen.add(fingerprint_of({f"{room}/deep/er.py": "x = 1"}))

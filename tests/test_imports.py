@@ -211,7 +211,12 @@ def test_a_trial_imports_without_the_extras(repository: Path, modules: list[Modu
 
 
 def test_the_command_line_imports_without_the_extras(repository: Path) -> None:
-    run_with_blocked(repository, (*OPTIONAL, "torch", "pandas", "numpy"), "import medst.cli")
+    body = f"""
+import medst.cli
+own = [name for name in sys.modules if name.split(".")[0] in {OWN!r} and name != "medst"]
+assert all(f"{{name}}.".startswith("medst.cli.") for name in own), own
+"""
+    run_with_blocked(repository, (*OPTIONAL, "torch", "pandas", "numpy"), body)
 
 
 def test_analysis_and_tracking_import_without_torch_and_ray(repository: Path, modules: list[Module]) -> None:
