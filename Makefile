@@ -103,7 +103,8 @@ audit: $(ENVIRONMENT)  ## Test the instrument: false positives, planted effects,
 # In a project folder of its own, so that its numbers never stand among real ones.
 smoke: $(ENVIRONMENT)  ## A miniature of the whole path in 90 s, in build/smoke: data, sweep, tables, figures
 	@rm -rf build/smoke; mkdir -p build/smoke; cd build/smoke; unset MLFLOW_TRACKING_URI; \
-	$(MEDST) sweep run smoke --base ../../experiments/phantom_smoke.yaml $(if $(EXECUTOR),--executor $(EXECUTOR)) $(ARGS)
+	$(MEDST) sweep run smoke --base ../../experiments/phantom_smoke.yaml $(if $(EXECUTOR),--executor $(EXECUTOR)) $(ARGS); \
+	echo "All of this lies in build/smoke; begin there: cd build/smoke"
 
 # ---- Results -----------------------------------------------------------------------------------------------------
 

@@ -198,7 +198,9 @@ class ObjectiveConfig(Section):
     """L = L_global + lambda_local * L_local + lambda_temporal * L_temporal + lambda_prototype * L_prototype."""
 
     lambda_local: NonNegative = 1.0
+    """Weight of the local alignment of words and patches, λ1."""
     lambda_temporal: NonNegative = 1.0
+    """Weight of the temporal losses, λ2."""
     lambda_prototype: NonNegative = 0.0
     """0.5 in MGCA, with lambda_local 0.7."""
     global_temperature: Positive = 0.07

@@ -195,7 +195,10 @@ def show_reproduction(tests: Mapping[str, float], protocol: Protocol, out: Path 
 
     head = ("metric", "ours", "published", "model", "grade", "difference")
     rows = reproduction({name: value for name, value in tests.items() if is_shown(name, protocol)}, load_published())
-    table = Table(*head, box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in head:
+        # In a narrow terminal a name goes on in the next line; cut short it would name no metric.
+        table.add_column(title, overflow="fold")
     for row in rows:
         if row[2]:
             table.add_row(*row)
