@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import shutil
@@ -44,8 +45,14 @@ def _give_memory_back() -> None:
 
     Its tensors hang in reference cycles, and among a million older objects the collector comes too seldom. Ray runs
     every trial in a new thread, whose heap glibc keeps full of freed pages unless it is asked to trim.
+
+    What is there after the first trial are modules and open stores, which stay: later collections leave them out.
     """
     gc.collect()
+    if gc.get_freeze_count() == 0:
+        gc.freeze()
+        # Libraries that look for leaks at the end of the process would take the frozen objects for such.
+        atexit.register(gc.unfreeze)
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
