@@ -7,7 +7,6 @@ plan; ablation studies, whose tables these runs must never enter (medst/tracking
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any, Literal
 from mlflow.entities import Run, RunTag
 
 from medst.tracking import names
-from medst.tracking.connection import EXPERIMENT, TrackingError, client, default_uri, ensure_experiment, find_experiment
-from medst.tracking.drain import find_or_create_run, find_run
+from medst.tracking.connection import EXPERIMENT, TrackingError, client, default_uri, find_experiment
+from medst.tracking.drain import find_run
 from medst.tracking.names import TrialState
+from medst.tracking.planned import ensure_planned_run
 from medst.tracking.reading import artifact_path, search_all_runs, state_of
 
 Kind = Literal["search", "ladder"]
@@ -48,17 +48,7 @@ class MemberTrial:
 def ensure_group_run(uri: str, experiment: str, kind: Kind, name: str, description: str, plan: Mapping[str, Any],
                      is_running: bool) -> str:
     """Id of the run of a search or ladder, made if absent, with description (Markdown) and plan as they are now."""
-    run, _ = find_or_create_run(uri, ensure_experiment(uri, experiment), _NAME_TAGS[kind], name, f"{kind}: {name}",
-                                {names.KIND: kind, names.NOTE: description})
-    run_id = str(run.info.run_id)
-    client(uri).log_batch(run_id, tags=[RunTag(names.NOTE, description)])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / names.PLAN_ARTIFACT
-        path.write_text(json.dumps(plan, indent=1, ensure_ascii=False), encoding="utf-8")
-        client(uri).log_artifact(run_id, str(path))
-    if is_running and run.info.status != "RUNNING":
-        client(uri).update_run(run_id, status="RUNNING")
-    return run_id
+    return ensure_planned_run(uri, experiment, kind, _NAME_TAGS[kind], name, description, plan, is_running)
 
 
 def group_run_id(kind: Kind, name: str, uri: str | None = None, experiment: str = EXPERIMENT) -> str:

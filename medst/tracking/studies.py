@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 import time as clock
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,13 +13,12 @@ from medst.tracking import names
 from medst.tracking.connection import (
     EXPERIMENT,
     TrackingError,
-    TrackingPlace,
     client,
     default_uri,
-    ensure_experiment,
     find_experiment,
 )
-from medst.tracking.drain import SETTLE_SECONDS, find_or_create_run, find_run
+from medst.tracking.drain import find_run
+from medst.tracking.planned import ensure_planned_run
 
 StudyKind = Literal["study", "rung"]
 """rung: a proxy of a study, at a share of its budget or of its data; no list of studies shows it."""
@@ -30,22 +27,7 @@ StudyKind = Literal["study", "rung"]
 def ensure_study_run(uri: str, experiment: str, study: str, description: str, plan: Mapping[str, Any],
                      is_running: bool, kind: StudyKind = "study") -> str:
     """Id of the study's run, made if absent, with the description (Markdown) and the plan as they are now."""
-    experiment_id = ensure_experiment(uri, experiment)
-    run, is_new = find_or_create_run(uri, experiment_id, names.STUDY, study, f"{kind}: {study}",
-                                     {names.KIND: kind, names.NOTE: description})
-    if is_new and not TrackingPlace(uri, Path(), experiment).is_local:
-        # Another driver may have made one in the same moment; all agree on the older one, once it can be seen.
-        clock.sleep(SETTLE_SECONDS)
-        run = find_run(uri, experiment_id, names.STUDY, study) or run
-    run_id = str(run.info.run_id)
-    client(uri).log_batch(run_id, tags=[RunTag(names.NOTE, description)])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / names.PLAN_ARTIFACT
-        path.write_text(json.dumps(plan, indent=1, ensure_ascii=False), encoding="utf-8")
-        client(uri).log_artifact(run_id, str(path))
-    if is_running and run.info.status != "RUNNING":
-        client(uri).update_run(run_id, status="RUNNING")
-    return run_id
+    return ensure_planned_run(uri, experiment, kind, names.STUDY, study, description, plan, is_running)
 
 
 def log_study_cost(uri: str, run_id: str, cost: Mapping[str, float]) -> None:
