@@ -253,16 +253,22 @@ def refuse_unshared(folder: Path) -> None:
 
 def _fit(indices: Sequence[int], specs: Sequence[TrialSpec], trial_function: TrialFunction | None,
          messenger: Messenger, folder: Path) -> None:
-    name = uuid.uuid4().hex[:8]
     # Plain values: this is asked for on the driver for every trial.
     kept = [[{"CPU": float(spec.num_threads), **({"GPU": spec.num_gpus} if spec.num_gpus else {})}] * spec.world_size
             for spec in specs]
     trainable = tune.with_resources(
         tune.with_parameters(_train, specs=list(specs), trial_function=trial_function),
         lambda config: tune.PlacementGroupFactory(kept[config["index"]]))
+    run_tune(trainable, tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),
+             messenger, folder, {"index": tune.grid_search(list(indices))})
+
+
+def run_tune(trainable: Any, tune_config: tune.TuneConfig, messenger: Messenger, folder: Path,
+             param_space: dict[str, Any] | None = None) -> None:
+    """Run Tune once, in a subfolder of `folder` that does not outlive it; trials whose worker vanished start again."""
+    name = uuid.uuid4().hex[:8]
     tuner = tune.Tuner(
-        trainable, param_space={"index": tune.grid_search(list(indices))},
-        tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),
+        trainable, param_space=param_space, tune_config=tune_config,
         run_config=tune.RunConfig(
             name=name, storage_path=str(folder), verbose=0, callbacks=[messenger],
             failure_config=tune.FailureConfig(max_failures=MAX_LOST_WORKERS),

@@ -27,7 +27,8 @@ from medst.config import (
 )
 from sweeps.constraints import Constraint, ConstraintError
 from sweeps.designs import Assignment, Crossed, Fraction, arm_name, cross, fraction, one_at_a_time
-from sweeps.study_errors import Document, EntryPath, StudyError
+from sweeps.files import find_file
+from sweeps.study_errors import Document, EntryPath
 from sweeps.study_file import Factor, Resources, Settings, StudyFile, Tuning, TwoLevels
 from sweeps.tuning import candidates, tuning_name
 
@@ -106,20 +107,7 @@ def find_study(name_or_path: str | Path, project: Path | None = None) -> Path:
     Raises:
         StudyError: there is none; names the nearest one.
     """
-    project = project or Path.cwd()
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml"):
-        if (project / path).is_file():
-            return project / path
-        raise StudyError(f"study {path}: no such file")
-    folders = [project / "sweeps", Path(__file__).parent]
-    for folder in folders:
-        if (folder / f"{name_or_path}.yaml").is_file():
-            return folder / f"{name_or_path}.yaml"
-    names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
-    guess = nearest(str(name_or_path), names)
-    raise StudyError(f"study '{name_or_path}': not found; " + (f"did you mean '{guess}'? " if guess else "")
-                     + f"There are: {', '.join(names)}")
+    return find_file("study", name_or_path, "", project)
 
 
 def load_study(path: Path, *, overrides: Mapping[str, Any] | None = None, base: Sequence[Path] = (),

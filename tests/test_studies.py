@@ -24,7 +24,8 @@ from sweeps.adoption import AdoptionError, adopt, choose_replays
 from sweeps.commands import plan_sweep, run_sweep
 from sweeps.extending import extend, parse_arms, parse_seeds
 from sweeps.ledger import read_ledger
-from sweeps.study import Replicate, Study, StudyError, load_study
+from sweeps.study import Replicate, Study, load_study
+from sweeps.study_errors import StudyError
 from sweeps.trials import DataFacts, expand, expand_tuning, needed_data, store_id
 
 FACTS = DataFacts("phantom", "fingerprint", False)

@@ -26,7 +26,8 @@ from sweeps import commands
 from sweeps.commands import StudyBusyError, plan_sweep, run_sweep
 from sweeps.ledger import read_ledger
 from sweeps.live import LiveView, duration
-from sweeps.study import StudyError, find_study, load_study, plan_document
+from sweeps.study import find_study, load_study, plan_document
+from sweeps.study_errors import StudyError
 from sweeps.trials import DataFacts, absolute_places, expand, specify, store_id
 
 FACTS = DataFacts("phantom", "fingerprint", False)

@@ -9,14 +9,13 @@ import json
 import logging
 import shutil
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 # First: it settles the environment before Ray is imported.
-from sweeps.cluster import MAX_FITS, MAX_LOST_WORKERS, REPORT_SECONDS, Messenger, ray_session
+from sweeps.cluster import MAX_FITS, REPORT_SECONDS, Messenger, ray_session, run_tune
 
 # isort: split
 from ray import tune
@@ -130,24 +129,13 @@ def _fit(conductor: Conductor, rungs: Rungs | None, view: LiveView, folder: Path
          trial_function: TrialFunction | None, num_cpus: int, num_gpus: float) -> None:
     errors: list[Exception] = []
     messenger = Messenger(_spec, view)
-    name = uuid.uuid4().hex[:8]
     resources: dict[str, float] = {"cpu": num_cpus}
     if num_gpus:
         resources["gpu"] = num_gpus
     trainable = tune.with_resources(
         tune.with_parameters(_train, rungs=rungs, trial_function=trial_function), resources)
-    tuner = tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            reuse_actors=True, search_alg=_Asker(conductor, messenger, num_parallel, errors.append), num_samples=-1,
-            max_concurrent_trials=None, trial_dirname_creator=lambda trial: trial.trial_id),
-        run_config=tune.RunConfig(
-            name=name, storage_path=str(folder), verbose=0, callbacks=[messenger],
-            failure_config=tune.FailureConfig(max_failures=MAX_LOST_WORKERS),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1)))
-    try:
-        tuner.fit()
-    finally:
-        shutil.rmtree(folder / name, ignore_errors=True)
+    run_tune(trainable, tune.TuneConfig(
+        reuse_actors=True, search_alg=_Asker(conductor, messenger, num_parallel, errors.append), num_samples=-1,
+        max_concurrent_trials=None, trial_dirname_creator=lambda trial: trial.trial_id), messenger, folder)
     if errors:
         raise errors[0]

@@ -16,8 +16,9 @@ import yaml
 from pydantic import Field, ValidationError
 
 from medst.config import Config, ConfigError, build_partial, flatten, load_config, nearest, override
+from sweeps.files import find_file
 from sweeps.searching.space import Choice, Parameter, Space, Values
-from sweeps.study_errors import Document, StudyError
+from sweeps.study_errors import Document
 from sweeps.study_file import Resources, Section, Settings
 
 FINDINGS = ("consolidation", "edema", "pleural_effusion", "pneumonia", "pneumothorax")
@@ -155,20 +156,7 @@ def find_search(name_or_path: str | Path, project: Path | None = None) -> Path:
     Raises:
         StudyError: there is none; names the nearest one.
     """
-    project = project or Path.cwd()
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml"):
-        if (project / path).is_file():
-            return project / path
-        raise StudyError(f"search {path}: no such file")
-    folders = [project / "sweeps" / "searches", Path(__file__).parents[1] / "searches"]
-    for folder in folders:
-        if (folder / f"{name_or_path}.yaml").is_file():
-            return folder / f"{name_or_path}.yaml"
-    known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
-    guess = nearest(str(name_or_path), known)
-    raise StudyError(f"search '{name_or_path}': not found; " + (f"did you mean '{guess}'? " if guess else "")
-                     + f"There are: {', '.join(known)}")
+    return find_file("search", name_or_path, "searches", project)
 
 
 def load_search(path: Path, *, overrides: Mapping[str, Any] | None = None, base: Sequence[Path] = (),
