@@ -664,6 +664,10 @@ def test_the_plan_and_the_table_hold_all_that_figures_need(at_searched: Path) ->
 
 @pytest.mark.slow
 def test_on_ray_the_workers_share_the_search(project: Path) -> None:
+    import ray
+
+    # Workers need not find the files of the tests.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     code, output = run(project, executor="ray", jobs=2)
     assert code == 0, output
     found = attempts_of(project)
