@@ -59,6 +59,7 @@ DEGREES = (
 @dataclass(frozen=True)
 class Dials:
     change_words: float = 1.0
+    degree_words: float = 1.0
     word_localisation: float = 1.0
     copy_forward: float = 0.0
     omission: float = 0.0

@@ -80,6 +80,9 @@ class PhantomConfig(Section):
     grammar: Literal["first", "second"] = "first"
     change_words: Fraction = 0.85
     """How much the reports speak of change."""
+    degree_words: Fraction = 0.35
+    """Share of findings whose degree is told. 36 of 107 sentences with a positive finding in 300 reports of the Indiana
+    University collection (Open-i) do."""
     word_localisation: Fraction = 0.85
     """How well words localise: share of side and zone words that are kept."""
     order_carries_meaning: Fraction = 0.1

@@ -42,6 +42,7 @@ def sentence_pairs(
     grammar: GrammarName = "first",
     order_carries_meaning: float = 0.0,
     stable_contradictions: float = 0.0,
+    degree_words: float = 1.0,
 ) -> pd.DataFrame:
     """Balanced pairs: every second is a contradiction, every second two of RadGraph.
 
@@ -49,12 +50,13 @@ def sentence_pairs(
         order_carries_meaning: share of RadGraph pairs that tell the progression by the order of two
             degrees alone; 0 where the reports never do so.
         stable_contradictions: share of contradictions between 'stable' and a change.
+        degree_words: share of pairs that tell the finding's degree, as the reports do.
     Returns:
         Columns sentence_1, sentence_2, category (paraphrase | contradiction), subset_name (RadGraph | Swaps).
     Raises:
         KeyError: `grammar` is not one of `LEXICONS`.
     """
-    writer = _PairWriter(LEXICONS[grammar], rng, stable_contradictions)
+    writer = _PairWriter(LEXICONS[grammar], rng, stable_contradictions, degree_words)
     rows = []
     for pair in range(num_pairs):
         is_paraphrase, is_swap = pair % 2 == 0, pair // 2 % 2 == 1
@@ -88,8 +90,10 @@ class _Term:
 
 
 class _PairWriter(SentenceWriter):
-    def __init__(self, lexicon: Lexicon, rng: np.random.Generator, stable_contradictions: float) -> None:
-        super().__init__(lexicon, PlainDials(), rng)
+    def __init__(
+        self, lexicon: Lexicon, rng: np.random.Generator, stable_contradictions: float, degree_words: float
+    ) -> None:
+        super().__init__(lexicon, PlainDials(degree_words=degree_words), rng)
         self.stable_contradictions = stable_contradictions
 
     def finding(self) -> Finding:

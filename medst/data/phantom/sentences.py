@@ -41,6 +41,10 @@ class Dials(Protocol):
         """That a change relative to the compared study is spoken."""
 
     @property
+    def degree_words(self) -> float:
+        """That the degree of a finding is told."""
+
+    @property
     def word_localisation(self) -> float:
         """That words of side and of zone are kept, each by itself."""
 
@@ -71,6 +75,7 @@ class PlainDials:
     """Everything that is known is said."""
 
     change_words: float = 1.0
+    degree_words: float = 1.0
     word_localisation: float = 1.0
     copy_forward: float = 0.0
     omission: float = 0.0
@@ -153,7 +158,7 @@ class SentenceWriter:
             diagnosis = " " + self.pick(self.lexicon.pneumonia_certain)
         elif is_uncertain:
             prefix = self.pick(self.lexicon.uncertain_prefixes)
-        if has_degree and not self.happens(self.dials.omission):
+        if has_degree and self.happens(self.dials.degree_words):
             degree = self.pick(words.degrees[degree_of(parts[0].severity)])
         side, before, after = self.place(name, parts)
         is_plural = side == "bilateral" and noun.plural is not None

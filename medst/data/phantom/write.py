@@ -493,7 +493,7 @@ def _write_tables(config: PhantomConfig, root: Path, tables: Rows) -> None:
                                 *progressions, *qualities)).to_csv(
         root / "ms-cxr-t" / "MS_CXR_T_temporal_image_classification_v1.0.0.csv", index=False)
     pairs = sentence_pairs(config.num_sentence_pairs, stream(config.seed, _PAIRS), config.grammar,
-                           config.order_carries_meaning, config.stable_contradictions)
+                           config.order_carries_meaning, config.stable_contradictions, config.degree_words)
     pairs.to_csv(root / "ms-cxr-t" / "MS_CXR_T_temporal_sentence_similarity_v1.0.0.csv", index=False)
     _frame(tables["ms_cxr"], MS_CXR_COLUMNS).to_csv(root / "ms-cxr" / "MS_CXR_Local_Alignment_v1.0.0.csv", index=False)
     _frame(tables["rsna"], ("patientId", "x", "y", "width", "height", "Target")).to_csv(
