@@ -15,6 +15,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -401,9 +402,26 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but `3e-4` is a number: YAML 1.1 asks for a point, which nobody writes."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+                              list("-+0123456789"))
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text of a user says, in plain Python types.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         siblings = [str(other) for other in path.parent.glob("*.yaml")]
         guess = nearest(str(path), siblings)
@@ -435,7 +453,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise ConfigError(f"--set {assignment}: expected key=value")
-        flat[key.strip()] = yaml.safe_load(text)
+        flat[key.strip()] = parse_yaml(text)
     return flat
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from medst.config import ConfigError, parse_overrides
+from medst.config import ConfigError, parse_overrides, parse_yaml
 from sweeps.study_errors import StudyError
 
 
@@ -67,7 +67,7 @@ def extend(path: Path, seeds: Sequence[int], arms: Mapping[str, Mapping[str, Any
         StudyError: an arm of that name has other settings, or the changed study is refused.
     """
     text = path.read_text(encoding="utf-8")
-    content = yaml.safe_load(text)
+    content = parse_yaml(text)
     there = content.get("arms") or {}
     for name in arms:
         if name in there and dict(there[name] or {}) != dict(arms[name]):

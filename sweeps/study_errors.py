@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from medst.config import nearest
+from medst.config import nearest, parse_yaml
 from sweeps.study_file import StudyFile, section_at
 
 EntryPath = tuple[str, ...]
@@ -43,7 +43,7 @@ class Document:
         try:
             text = path.read_text(encoding="utf-8")
             root = yaml.compose(text, Loader=yaml.SafeLoader)
-            content = yaml.safe_load(text)
+            content = parse_yaml(text)
         except OSError as error:
             raise StudyError(f"{path}: cannot be read: {error.strerror}") from None
         except yaml.YAMLError as error:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
-from medst.config import Config, ConfigError, build_partial, flatten, load_config, nearest, override
+from medst.config import Config, ConfigError, build_partial, flatten, load_config, nearest, override, parse_yaml
 from sweeps.files import find_file
 from sweeps.searching.space import Choice, Parameter, Space, Values
 from sweeps.study_errors import Document
@@ -175,7 +174,7 @@ def load_search(path: Path, *, overrides: Mapping[str, Any] | None = None, base:
     """
     document = Document(path)
     try:
-        file = SearchFile.model_validate_json(json.dumps(yaml.safe_load(path.read_text("utf-8")), default=str))
+        file = SearchFile.model_validate_json(json.dumps(parse_yaml(path.read_text("utf-8")), default=str))
     except ValidationError as error:
         for complaint in error.errors():
             document.add(*_explained(complaint["type"], tuple(map(str, complaint["loc"])), complaint["msg"]))
