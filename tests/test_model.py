@@ -468,6 +468,17 @@ def test_timm_weights_initialise_the_image_encoder(tmp_path: Path) -> None:
     assert torch.equal(overwritten[name], fresh[name]) and not torch.equal(state[name], fresh[name])
 
 
+def test_timm_weights_fill_wider_experts(tmp_path: Path) -> None:
+    source = timm_folder(tmp_path)
+    state = states(**{"model.image.name": f"local-dir:{tmp_path}", "model.image.num_channels": 3,
+                      "model.experts.hidden_scale": 2.0, "model.experts.num_experts": 2})
+    first, second = (f"image_encoder.blocks.1.experts.experts.{expert}.mlp" for expert in (0, 1))
+    halves = state[f"{first}.fc2.weight"].chunk(2, dim=1)
+    torch.testing.assert_close(halves[0] + halves[1], source["blocks.1.mlp.fc2.weight"])
+    assert torch.equal(state[f"{first}.fc1.bias"], source["blocks.1.mlp.fc1.bias"].repeat(2))
+    assert torch.equal(state[f"{first}.fc2.weight"], state[f"{second}.fc2.weight"])
+
+
 def test_pretrained_weights_that_do_not_fit_or_are_not_there_are_refused(tmp_path: Path) -> None:
     timm_folder(tmp_path)
     with pytest.raises(ValueError, match=r"model\.image"):

@@ -149,6 +149,23 @@ def test_every_view_expert_starts_from_the_pretrained_feed_forward(tmp_path: Pat
     assert "prototypes" in report.ignored
 
 
+def test_a_wider_expert_computes_what_the_pretrained_one_does(tmp_path: Path) -> None:
+    source = small_model(small_config(**{"model.experts.num_experts": 1}))
+    torch.save({"state_dict": mgca_state(source)}, tmp_path / "mgca.ckpt")
+    model = other_model(**{"model.experts.num_experts": 1, "model.experts.hidden_scale": 3.0})
+    report = load_checkpoint(model, tmp_path / "mgca.ckpt")
+    batch = small_batch()
+    for one, two in zip(model.eval()(batch).patches, source.eval()(batch).patches, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+    assert sum("fc1.weight" in note for note in report.reshaped) == SIZES["model.image.num_layers"]
+    # The copies of a hidden unit have other outgoing weights: training can tell them apart.
+    outgoing = model.state_dict()[FEED_FORWARD.format(0).replace("fc1", "fc2")].chunk(3, dim=1)
+    assert not any(torch.allclose(one, two) for one, two in ((outgoing[0], outgoing[1]), (outgoing[1], outgoing[2])))
+    other = other_model(**{"model.experts.num_experts": 1, "model.experts.hidden_scale": 1.5})
+    with pytest.raises(CheckpointError, match="other shape"):
+        load_checkpoint(other, tmp_path / "mgca.ckpt")
+
+
 def test_med_st_experts_go_to_their_views(tmp_path: Path) -> None:
     source = small_model(small_config())
     torch.save(medst_state(source), tmp_path / "medst.ckpt")

@@ -7,7 +7,7 @@ Legend: T tokens of the whole batch, D width, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -104,3 +104,33 @@ def _initialised(make: Callable[[], _Module], seed: int, name: str) -> _Module:
         module = make()
         initialise_transformer(module)
     return module
+
+
+def widened(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Feed-forwards of `state` brought to the hidden width of `own` where that is a multiple, as Net2Net does.
+
+    Every hidden unit stands several times and its outgoing weights are shared out among the copies, so that the output
+    is the same; the shares differ, so that training tells the copies apart (Chen et al., 2016). What does not fit so
+    stays as it is.
+
+    Returns:
+        The tensors, and for each that changed its key with both shapes.
+    """
+    found, changed = dict(state), []
+    for key, tensor in state.items():
+        axis = 1 if key.endswith(".fc2.weight") else 0
+        if key not in own or not key.endswith((".fc1.weight", ".fc1.bias", ".fc2.weight")):
+            continue
+        times, rest = divmod(own[key].shape[axis], tensor.shape[axis])
+        if times < 2 or rest or own[key].shape[:axis] != tensor.shape[:axis] or (
+                own[key].shape[axis + 1:] != tensor.shape[axis + 1:]):
+            continue
+        copies = [tensor] * times
+        if axis == 1:
+            # A part of the given weights, not of a trial's chance: no seed, and the same in every expert.
+            with stream(0, f"{key.partition('.experts.')[0]}.widened"):
+                shares = torch.rand(times, tensor.shape[1], dtype=tensor.dtype) + 0.5
+            copies = [tensor * share for share in (shares / shares.sum(dim=0)).to(tensor.device)]
+        found[key] = torch.cat(copies, dim=axis)
+        changed.append(f"{key} {tuple(tensor.shape)} -> {tuple(found[key].shape)}")
+    return found, tuple(changed)

@@ -22,6 +22,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from medst.model.checkpoints import Checkpoint, CheckpointError, read_checkpoint
+from medst.model.experts import widened
 from medst.model.report import LoadReport
 from medst.model.routing import EXPERT_OF_VIEW
 
@@ -98,8 +99,8 @@ def kind_of(checkpoint: Checkpoint) -> Kind:
         return BERT
     if any(name.startswith("encoder.encoder.") for name in names):
         raise CheckpointError(f"{checkpoint.path}: the image encoder of BioViL or BioViL-T, a residual network, which "
-                              f"has no place in this model. Known are {known}; of BioViL-T its text encoder is a BERT: "
-                              "model.text.name")
+                              f"has no place in this model. Known are {known}. BioViL-T is judged from the folder that "
+                              "holds both of its encoders; its text encoder is a BERT to train from: model.text.name")
     raise CheckpointError(f"{checkpoint.path}: weights of an unknown kind, with names such as "
                           f"{', '.join(sorted(names)[:3])}. Known are {known}, and model folders of medst")
 
@@ -122,7 +123,8 @@ def load_checkpoint(model: MedST, path: str | Path) -> LoadReport:
     """Load a checkpoint of any known kind into `model`, print the account and return it.
 
     - Position embeddings of another image size are resampled; kernels of colour are added up for a grey stem.
-    - Each view expert takes the expert of its view, a single feed-forward serves them all. With
+    - Each view expert takes the expert of its view, a single feed-forward serves them all; experts that are several
+      times as wide compute the same (`experts.widened`). With
       `initialisation=released` such a feed-forward fills the frontal experts alone, as the published program does.
     - Projection kernels of size 1 become matrices; the value third of the pooling attention (in no loss) is left out;
       the token-type embedding, which the released program lacks, is set to zero.
@@ -144,6 +146,7 @@ def load_checkpoint(model: MedST, path: str | Path) -> LoadReport:
         for place in places:
             state[place] = _fitted(place, tensor, own.get(place), reshaped)
         copied += places[1:]
+    state, changed = widened(state, own)
     filled: tuple[str, ...] = ()
     if kind is not VISION_TRANSFORMER and _TOKEN_TYPES not in state:
         state[_TOKEN_TYPES] = torch.zeros_like(own[_TOKEN_TYPES])
@@ -152,7 +155,7 @@ def load_checkpoint(model: MedST, path: str | Path) -> LoadReport:
     unexpected += [key for key in state if key not in own]
     report = LoadReport(
         f"{path} ({kind.name})", tuple(key for key in state if key in own and key not in filled), filled,
-        tuple(ignored), missing, tuple(unexpected), tuple(reshaped), (*checkpoint.adapted, *(
+        tuple(ignored), missing, tuple(unexpected), (*reshaped, *changed), (*checkpoint.adapted, *(
             (f"{len(copied)} tensors serve several experts",) if copied else ())))
     lacking = re.compile(kind.lacks if model.config.initialisation == "corrected" or kind is MED_ST
                          else rf"{kind.lacks}|.*\.experts\.experts\.[123]\..*")

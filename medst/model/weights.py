@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from medst.config import Behaviour, ImageEncoderConfig, ModelConfig, TextEncoderConfig
+from medst.model.experts import widened
 from medst.model.foreign import load_checkpoint, places_of
 from medst.model.report import LoadReport
 
@@ -224,6 +225,7 @@ def _load_image(model: MedST, image: ImageEncoderConfig, name: str, keep_all: bo
             continue
         for copy in _expert_names(target, encoder.num_experts, encoder.is_learned):
             state[copy] = tensor
+    state, reshaped = widened(state, own)
     missing = tuple(key for key in own if key not in state and ".gate." not in key)
     different = [key for key, tensor in state.items() if key in own and own[key].shape != tensor.shape]
     foreign = [key for key in state if key not in own]
@@ -231,13 +233,14 @@ def _load_image(model: MedST, image: ImageEncoderConfig, name: str, keep_all: bo
         raise ValueError(
             f"model.image.name={name} is not the vision transformer that model.image describes: "
             f"unknown {unexpected[:4] + foreign[:4]}, missing {list(missing[:4])}, other shape {different[:4]}; set "
-            "model.image.patch_size, width, num_layers, mlp_ratio and model.experts.hidden_scale to its own"
+            "model.image.patch_size, width, num_layers and mlp_ratio to its own, and model.experts.hidden_scale to 1 "
+            "or another whole number"
         )
     kept = {key: tensor for key, tensor in state.items()
             if keep_all or key in ("cls_token", "pos_embed") or key.startswith("stem.")}
     encoder.load_state_dict({**own, **kept})
     untouched = tuple(key for key in own if key not in kept)
-    return LoadReport(name, tuple(kept), missing=untouched)
+    return LoadReport(name, tuple(kept), missing=untouched, reshaped=reshaped)
 
 
 def _expert_names(target: str, num_experts: int, is_learned: bool) -> list[str]:
