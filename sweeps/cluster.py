@@ -25,11 +25,12 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import ray.exceptions
 from ray import tune
@@ -49,7 +50,7 @@ MAX_LOST_WORKERS = 3
 """How often a trial whose worker vanished starts again within one sweep."""
 MAX_FITS = 4
 """How often Tune itself is started, without one trial coming to its end, before we give up."""
-MAX_STARTS = 3
+MAX_STARTS = 4
 """How often a local Ray is started before we give up."""
 _OBJECT_STORE_BYTES = 100 * 1024**2
 """Specifications and reports are all that passes through it."""
@@ -141,18 +142,40 @@ def ray_session(num_parallel: int) -> Iterator[None]:
         ray.shutdown()
 
 
+class RayStartError(ValueError):
+    """A Ray of our own could not be started; the message says what to do."""
+
+
 def _start_local(**settings: Any) -> None:
-    """Start a Ray of our own; again where a busy machine was slower than the 30 s that Ray allows."""
-    for start in range(MAX_STARTS):
+    """Start a Ray of our own; again where a busy machine was slower than the 30 s that Ray allows.
+
+    Raises:
+        RayStartError: it was too slow every time.
+    """
+    before = set(psutil.Process().children(recursive=True))
+    for start in range(1, MAX_STARTS + 1):
         try:
             ray.init(address="local", **settings)
             return
         except Exception as error:
             ray.shutdown()
             # Ray has no class of its own for a start that took too long.
-            if type(error) is not Exception or start == MAX_STARTS - 1:
+            if type(error) is not Exception:
                 raise
+            # It leaves behind what it had started, which would keep the machine busier still.
+            _end(set(psutil.Process().children(recursive=True)) - before)
+            if start == MAX_STARTS:
+                raise RayStartError(
+                    f"Ray did not start within 30 s, {MAX_STARTS} times: the machine is too busy; run the same command "
+                    "again when it has time, or with --executor inline, which needs no Ray") from error
             logging.getLogger(__name__).warning("Ray did not start in time; once more")
+
+
+def _end(processes: Collection[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
 
 
 def run_on_ray(specs: Sequence[TrialSpec], view: LiveView, folder: Path, num_parallel: int,

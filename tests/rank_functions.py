@@ -9,17 +9,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from model_samples import LATERAL, LL, PA, small_batch, small_config, small_model
 from torch import Tensor, nn
 
 from medst.config import Config
+from medst.data import loader
 from medst.data.batch import Batch
 from medst.objectives import medst_objective
 from medst.records import Arrays, Metrics, Record
 from medst.training.distributed import Ranks
 from medst.training.loop import TemporalWeights, train
+from medst.trial import run_rank
 
 LATERALS: dict[str, tuple[tuple[int, int], ...]] = {
     "even": ((0, LATERAL), (2, LL), (5, LL), (6, LATERAL)),
@@ -145,6 +148,14 @@ def poisoned(config: Config) -> Iterator[Record]:
             yield Metrics(rank, {f"{kind}: {message}": float(torch.equal(weight, weights[-1])),
                                  "moved": float(not torch.equal(weights[0], weights[1])),
                                  "same": float(torch.equal(weight, told[0][2]))})
+
+
+def trial_in_float64(config: Config, checkpoint_dir: Path | None) -> Iterator[Record]:
+    """A whole trial on images, weights and moments of float64."""
+    to_unit_range = loader.to_unit_range
+    with _counting_in(torch.float64), mock.patch.object(
+            loader, "to_unit_range", lambda images: to_unit_range(images).double()):
+        yield from run_rank(config, checkpoint_dir)
 
 
 def failing_rank(config: Config, checkpoint_dir: Path | None) -> Iterator[Record]:

@@ -222,17 +222,19 @@ def test_ranks_see_the_batches_of_one(root: Path) -> None:
 
 @pytest.mark.slow
 def test_a_trial_of_two_ranks_has_the_curves_of_one(root: Path, tmp_path: Path) -> None:
-    one = told(run_trial(settings_of(root, 1, **{"model.text.dropout": 0.0}), tmp_path / "one"))
-    two = told(run_trial(settings_of(root, 2, **{"model.text.dropout": 0.0}), tmp_path / "two"))
-    assert one.keys() == two.keys() and any(name == "validation/loss" for _, name in one)
-    # Another order of sums, grown over the steps, most of all in the gradients (found: 3e-3); retrieval accuracies step
-    # by whole pairs.
-    smooth = [item for item in one if "acc" not in item[1] and "expert_share" not in item[1]
-              and item[1].startswith(("train/", "validation/"))]
-    assert len(smooth) > 40
-    for item in smooth:
-        tolerance = 2e-2 if item[1] == "train/gradient_norm" else 2e-3
-        assert two[item] == pytest.approx(one[item], rel=tolerance, abs=2e-4), item
+    # In float64, where another order of sums stays as small as it is. In float32 sixteen steps of training, whose
+    # regression term divides by small variances, make 2e-3 of it in that term and 2e-2 in the gradient's norm.
+    settings = {"model.text.dropout": 0.0}
+    one = told(rank_functions.trial_in_float64(settings_of(root, 1, **settings), tmp_path / "one"))
+    two = told(on_ranks(rank_functions.trial_in_float64, settings_of(root, 2, **settings), tmp_path / "two"))
+    assert one.keys() == two.keys()
+    assert {"train/rmr_t2i", "train/fmc_i2t", "train/local", "validation/loss"} <= {name for _, name in one}
+    # Shares of experts are logged as means of the ranks' shares, which are of other numbers of tokens.
+    equal = [item for item in one if "expert_share" not in item[1]]
+    assert len(equal) > 300
+    # Found: 7e-8, from the averages over ranks, which are logged in float32.
+    for item in equal:
+        assert two[item] == pytest.approx(one[item], rel=1e-6, abs=1e-9), item
 
 
 def test_a_resumed_trial_of_two_ranks_is_exact(

@@ -385,20 +385,24 @@ def test_durations_read_well() -> None:
     assert [duration(seconds) for seconds in (12.4, 200, 1500, 7500)] == ["12 s", "3 min 20 s", "25 min", "2 h 05 min"]
 
 
-@pytest.mark.parametrize(("failures", "starts"), [
-    ([Exception("timed out during startup")], 2), ([Exception("timed out during startup")] * 3, 3),
-    ([ValueError("wrong setting")], 1)])
-def test_a_slow_start_of_ray_is_tried_again(failures: list[Exception], starts: int,
+@pytest.mark.parametrize(("failures", "starts", "ends_with"), [
+    ([Exception("timed out during startup")], 2, None),
+    ([Exception("timed out during startup")] * 4, 4, "Ray did not start within 30 s, 4 times.* --executor inline"),
+    ([ValueError("wrong setting")], 1, "wrong setting")])
+def test_a_slow_start_of_ray_is_tried_again(failures: list[Exception], starts: int, ends_with: str | None,
                                             monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     from sweeps import cluster
 
-    calls = []
+    calls, left = [], []
 
     def init(**settings: Any) -> None:
+        # What earlier starts left behind is gone, and nothing else.
+        assert own.poll() is None and all(process.poll() is not None for process in left)
         calls.append(settings["num_cpus"])
         if len(calls) <= len(failures):
+            left.append(subprocess.Popen(["sleep", "60"]))
             raise failures[len(calls) - 1]
 
     monkeypatch.setattr(ray, "init", init)
@@ -406,15 +410,21 @@ def test_a_slow_start_of_ray_is_tried_again(failures: list[Exception], starts: i
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "nodes", list)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    own = subprocess.Popen(["sleep", "60"])
 
     def start() -> None:
         assert cluster.run_on_ray([], LiveView("tiny", 0, 1.0, 1, Console(file=StringIO())), Path("none"), 2) == []
 
-    if starts > len(failures):
-        start()
-    else:
-        with pytest.raises(type(failures[-1]), match=str(failures[-1])):
+    try:
+        if ends_with is None:
             start()
+        else:
+            with pytest.raises(ValueError, match=ends_with):
+                start()
+    finally:
+        for process in (own, *left):
+            process.kill()
+            process.wait()
     assert calls == [2] * starts
 
 
