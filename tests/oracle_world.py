@@ -220,7 +220,7 @@ class OracleModel(nn.Module):
         super().__init__()
         self.world = world
         self.tokenizer = tokenizer
-        self.image_head, self.patch_head, self.report_head = UnitHead(), UnitHead(), UnitHead()
+        self.head = UnitHead()
 
     def image_vector(self, name: str, row: int) -> np.ndarray:
         if name == "covidx":
@@ -280,13 +280,25 @@ class OracleModel(nn.Module):
         texts = [self.tokenizer.texts[number] for number in token_ids[:, 0].tolist()]
         self.world.texts_encoded += texts
         vectors = np.array([self.text_vector(text) for text in texts])
-        # Two words, [SEP] (whose vector would point away from the box) and padding.
-        words = np.stack([vectors, vectors, -9.0 * vectors, np.zeros_like(vectors)], axis=1)
-        mask = torch.tensor([[True, True, True, False]] * len(texts))
+        # Two words and padding (whose vector would point away from the box).
+        words = np.stack([vectors, vectors, -9.0 * vectors], axis=1)
+        mask = torch.tensor([[True, True, False]] * len(texts))
         return OracleText(torch.tensor(vectors), torch.tensor(words), mask)
 
-    def project_text(self, features: OracleText) -> OracleText:
-        return OracleText(self.report_head(features.report), self.report_head(features.words), features.word_mask)
+    def embed_images(self, features: OracleFeatures) -> Tensor:
+        return self.head(features.cls)
+
+    def embed_patches(self, patches: Tensor) -> Tensor:
+        return self.head(patches)
+
+    def embed_reports(self, features: OracleText) -> Tensor:
+        return self.head(features.report)
+
+    def project_reports(self, features: OracleText) -> Tensor:
+        return self.head.project(features.report)
+
+    def embed_words(self, features: OracleText) -> tuple[Tensor, Tensor]:
+        return self.head(features.words), features.word_mask
 
     def _numbers(self, images: Tensor) -> list[tuple[str, int]]:
         corner = (SIDE - CROP) // 2

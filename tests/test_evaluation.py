@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from model_samples import small_batch, small_model
+from model_samples import small_config as model_config
 from oracle_world import (
     CROP,
     GRID,
@@ -184,8 +186,39 @@ def test_projections_become_the_embeddings() -> None:
 
 def test_words_leave_out_the_separator(world: World) -> None:
     words, mask = make_context(world).cache.words(["small effusion"])
-    np.testing.assert_array_equal(mask, [[True, True, False, False]])
-    assert words.shape[:2] == (1, 4)
+    np.testing.assert_array_equal(mask, [[True, True, False]])
+    assert words.shape[:2] == (1, 3)
+    # What the model does: captions of 5, 2 and 0 words, each with its [SEP] behind them.
+    model = small_model(model_config()).eval()
+    batch = small_batch((1, 1, 1), (), (5, 2, 0))
+    features = model.encode_text(batch.token_ids, batch.attention_mask, batch.word_of_token)
+    embedded, is_word = model.embed_words(features)
+    assert is_word.sum(dim=1).tolist() == [5, 2, 0] and is_word[1].tolist() == [True, True, *[False] * 4]
+    torch.testing.assert_close(embedded, model.project_text(features).words, rtol=0, atol=0)
+
+
+class PairOracle(OracleModel):
+    """Also reads an image with an earlier one: by the difference of what is in them."""
+
+    def encode_pairs(self, current: Tensor, previous: Tensor) -> OracleFeatures:
+        views = torch.ones(len(current), dtype=torch.int64)
+        now, before = (self.encode_images(images, views) for images in (current, previous))
+        return OracleFeatures(now.cls - before.cls, now.frontal_patches)
+
+
+def test_a_model_that_reads_pairs_is_also_judged_by_them(world: World, oracle: dict[str, list[Record]]) -> None:
+    context = make_context(world, model=PairOracle)
+    vectors = world.images["mimic"]
+    expected = unit(np.array([vectors[0] - vectors[5], vectors[3] - vectors[2]]))
+    found = context.cache.pairs([0, 3], [5, 2])
+    assert found is not None and make_context(world).cache.pairs([0], [5]) is None
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    records = list(EVALUATORS["temporal_image"](context))
+    scores, alone = values(records), values(oracle["temporal_image"])
+    assert {name: score for name, score in scores.items() if "pair_encoder" not in name} == alone
+    assert scores.keys() - alone.keys() == {name.replace("image/", "image/pair_encoder/") for name in alone}
+    assert scores["test/temporal_image/pair_encoder/mean/auroc"] > 0.8
+    assert "pair_encoder/edema" in set(table(records)["finding"])
 
 
 @pytest.mark.parametrize("task", list(PERFECT))

@@ -153,7 +153,8 @@ def tracked(records: Iterator[Record], config: Config, store: Store, key: str, n
 
 def evaluate(
     weights: Annotated[Path, typer.Option(
-        help="Folder of a saved model, as `medst train` leaves it, or a checkpoint file of Med-ST or MGCA.")],
+        help="Folder of a saved model, as `medst train` leaves it, a checkpoint file of Med-ST or MGCA, or BioViL-T's "
+             "folder.")],
     assignments: Assignments = None,
     data: DataRoot = None,
     protocol: Annotated[Protocol, typer.Option(help="Whose metrics to print.")] = Protocol.both,
@@ -168,12 +169,14 @@ def evaluate(
     from medst.data.splits import with_held_out_patients
     from medst.evaluation.contamination import contamination
     from medst.evaluation.judged import judged_config, open_judged
+    from medst.training.device import require_device
 
     torch.set_num_threads(threads)
     overrides = parse_overrides(assignments or [])
     if data is not None:
         overrides["data.root"] = str(data)
     config = judged_config(weights, overrides, protocol is Protocol.as_published)
+    require_device(config.training.device)
     store = prepared_store(config)
     model, tokenizer = open_judged(weights, store, config)
     model.to(config.training.device)
@@ -194,7 +197,11 @@ def show_reproduction(tests: Mapping[str, float], protocol: Protocol, out: Path 
     from analysis.published import load_published, reproduction
 
     head = ("metric", "ours", "published", "model", "grade", "difference")
-    rows = reproduction({name: value for name, value in tests.items() if is_shown(name, protocol)}, load_published())
+    published = load_published()
+    # What others published under another name of protocol (an AUROC, grounding) belongs to the table, too.
+    compared = {number.metric for number in published} if protocol is Protocol.as_published else set()
+    rows = reproduction({name: value for name, value in tests.items() if is_shown(name, protocol) or name in compared},
+                        published)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in head:
         # In a narrow terminal a name goes on in the next line; cut short it would name no metric.

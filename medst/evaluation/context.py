@@ -13,7 +13,7 @@ from medst.data.store import MimicStore, Store
 from medst.data.tokenizer import Tokenizer
 from medst.evaluation.embeddings import EmbeddingCache
 from medst.evaluation.predictions import salted_groups
-from medst.model import MedST
+from medst.model.joint import JointModel
 from medst.records import Facts, Metrics, Record
 
 
@@ -21,7 +21,7 @@ from medst.records import Facts, Metrics, Record
 class EvaluationContext:
     """One frozen model on one store, and the embeddings that the tasks share."""
 
-    model: MedST
+    model: JointModel
     """In evaluation mode."""
     store: Store
     tokenizer: Tokenizer

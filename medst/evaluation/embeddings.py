@@ -20,7 +20,7 @@ from medst.data.loader import centre_crop
 from medst.data.store import Store
 from medst.data.tokenizer import Tokenizer
 from medst.data.views import FRONTAL_VIEWS, LATERAL_VIEWS, VIEWS
-from medst.model import MedST
+from medst.model.joint import JointModel, PairModel
 from medst.model.outputs import TextFeatures
 
 ImageSet = Literal["mimic", "rsna", "covidx"]
@@ -52,7 +52,8 @@ class _Rows:
 class EmbeddingCache:
     """Embeddings of one frozen model, computed in evaluation mode and float32, without gradients."""
 
-    def __init__(self, model: MedST, store: Store, tokenizer: Tokenizer, config: Config, device: torch.device) -> None:
+    def __init__(self, model: JointModel, store: Store, tokenizer: Tokenizer, config: Config, device: torch.device
+                 ) -> None:
         self._model = model
         self._store = store
         self._tokenizer = tokenizer
@@ -110,13 +111,29 @@ class EmbeddingCache:
                     torch.from_numpy(lateral_views[lateral[part]]),
                     torch.arange(len(part)),
                 )
-                self._studies.put(part, embedding=self._model.image_head(features.cls))
+                self._studies.put(part, embedding=self._model.embed_images(features))
         return self._studies.arrays["embedding"][rows]
 
     def patches(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n, P, E) unit patch embeddings of MIMIC frontal images with boxes, row by row of the patch grid."""
         self._single_view("mimic", np.asarray(rows, dtype=np.int64))
         return np.stack([self._patches[int(row)] for row in rows])
+
+    def pairs(self, rows: Sequence[int] | np.ndarray, previous: Sequence[int] | np.ndarray) -> np.ndarray | None:
+        """(n, E) unit embeddings of MIMIC frontal images, each read together with an earlier one.
+
+        None where the model reads images one by one.
+        """
+        if not isinstance(self._model, PairModel):
+            return None
+        rows, previous = (np.asarray(part, dtype=np.int64) for part in (rows, previous))
+        embeddings = []
+        for part in self._parts(np.arange(len(rows)), images_per_row=2):
+            with torch.no_grad():
+                features = self._model.encode_pairs(self._pixels("mimic", rows[part]),
+                                                    self._pixels("mimic", previous[part]))
+                embeddings.append(self._model.embed_images(features).float().cpu().numpy())
+        return np.concatenate(embeddings)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """(n, E) unit report embeddings; equal texts are encoded once."""
@@ -125,26 +142,23 @@ class EmbeddingCache:
         for start in range(0, len(missing), _TEXTS_PER_CALL):
             part = missing[start:start + _TEXTS_PER_CALL]
             with torch.no_grad():
-                embeddings = self._model.report_head(self._encode_texts(part).report).cpu().numpy()
+                embeddings = self._model.embed_reports(self._encode_texts(part)).cpu().numpy()
             self._texts.update(zip(part, embeddings, strict=True))
         return np.stack([self._texts[text] for text in texts])
 
     def text_projections(self, texts: Sequence[str]) -> np.ndarray:
         """(n, E) report projections before they are brought to unit length."""
         with torch.no_grad():
-            return self._model.report_head.project(self._encode_texts(list(texts)).report).float().cpu().numpy()
+            return self._model.project_reports(self._encode_texts(list(texts))).float().cpu().numpy()
 
     def words(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Unit word embeddings (n, N, E) of short texts and the mask (n, N), True = a word of the text.
 
-        [CLS] and [SEP] are left out.
+        [CLS] and [SEP] are left out; where the model embeds whole phrases alone, a text is one word.
         """
         with torch.no_grad():
-            projected = self._model.project_text(self._encode_texts(list(texts)))
-        mask = projected.word_mask.cpu().numpy().copy()
-        last = mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
-        mask[np.arange(len(mask)), last] = False
-        return projected.words.float().cpu().numpy(), mask
+            words, mask = self._model.embed_words(self._encode_texts(list(texts)))
+        return words.float().cpu().numpy(), mask.cpu().numpy()
 
     def _encode_texts(self, texts: list[str]) -> TextFeatures:
         encoded = self._tokenizer.encode_batch(texts, self._config.data.caption_tokens)
@@ -160,11 +174,11 @@ class EmbeddingCache:
         for part in self._parts(known.missing(rows)):
             with torch.no_grad():
                 features = self._model.encode_images(self._pixels(name, part), torch.from_numpy(views[part]))
-                known.put(part, embedding=self._model.image_head(features.cls), cls=features.cls)
+                known.put(part, embedding=self._model.embed_images(features), cls=features.cls)
                 boxed = np.flatnonzero(np.isin(part, self._boxed)) if name == "mimic" else np.zeros(0, dtype=np.int64)
                 if len(boxed):
                     tokens = features.frontal_patches[torch.from_numpy(boxed).to(self._device)]
-                    projected = self._model.patch_head(tokens.flatten(0, 1)).view(*tokens.shape[:2], -1).cpu().numpy()
+                    projected = self._model.embed_patches(tokens).cpu().numpy()
                     self._patches.update(zip(part[boxed].tolist(), projected, strict=True))
         return known
 

@@ -23,7 +23,7 @@ from medst.evaluation.sequences import sample_sequences, sequence_embeddings
 from medst.evaluation.sides import sides
 from medst.evaluation.temporal_image import temporal_image
 from medst.evaluation.validation import validation
-from medst.model import MedST
+from medst.model.joint import JointModel
 from medst.records import Record
 
 EVALUATORS: Mapping[str, Evaluator] = {
@@ -53,7 +53,7 @@ def check_tasks(tasks: Iterable[str]) -> None:
                 f"the nearest is '{guess}'" if guess else f"known are {', '.join(EVALUATORS)}"))
 
 
-def evaluate(model: MedST, store: Store, tokenizer: Tokenizer, config: Config, step: int) -> Iterator[Record]:
+def evaluate(model: JointModel, store: Store, tokenizer: Tokenizer, config: Config, step: int) -> Iterator[Record]:
     """Run the tasks of `config.evaluation.tasks` on a model after `step` steps, on `config.training.device`.
 
     The model is put into evaluation mode, and back once the records are exhausted.
@@ -65,7 +65,7 @@ def evaluate(model: MedST, store: Store, tokenizer: Tokenizer, config: Config, s
     return _records(model, store, tokenizer, config, step)
 
 
-def _records(model: MedST, store: Store, tokenizer: Tokenizer, config: Config, step: int) -> Iterator[Record]:
+def _records(model: JointModel, store: Store, tokenizer: Tokenizer, config: Config, step: int) -> Iterator[Record]:
     device = torch.device(config.training.device)
     store = with_held_out_patients(store, config.data)
     was_training = model.training

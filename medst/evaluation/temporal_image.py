@@ -10,6 +10,9 @@ frozen encoder; five findings, each on the pairs that have a label for it.
   standardised inside the fold, five folds that never share a patient; balanced accuracy and macro AUROC, mean
   over folds. The strength of the penalty is fixed (`probes.PROBE_STRENGTH`).
 
+A model that reads an image together with an earlier one (BioViL-T) is also judged by the unit embedding of the two:
+`pair_encoder/...`, the same protocols.
+
 `evaluate_pixel_baseline` runs the corrected protocol on the pixels themselves: the floor that an encoder must beat.
 """
 
@@ -47,35 +50,42 @@ def temporal_image(context: EvaluationContext) -> Iterator[Record]:
         yield skipped(TASK, "the data has no MS-CXR-T")
         return
     pairs = store.ms_cxr_t.pairs
-    features = np.concatenate([context.cache.frontal("mimic", pairs["image"].to_numpy()),
-                               context.cache.frontal("mimic", pairs["previous_image"].to_numpy())], axis=1)
+    images, previous = pairs["image"].to_numpy(), pairs["previous_image"].to_numpy()
+    readings = {"": np.concatenate([context.cache.frontal("mimic", images),
+                                    context.cache.frontal("mimic", previous)], axis=1)}
+    together = context.cache.pairs(images, previous)
+    if together is not None:
+        readings["pair_encoder/"] = together
     is_held_out = held_out(store.mimic, pairs["subject_id"])
     groups = context.groups(pairs["subject_id"])
     traits = study_traits(store.mimic, studies_of(store.mimic, pairs["study_id"]))
     facts: dict[str, object] = {f"{TASK}.num_pairs": len(pairs), f"{TASK}.num_held_out_pairs": int(is_held_out.sum())}
-    values: dict[str, float] = {}
     frames = []
-    for finding in FINDINGS:
-        classes = progression_classes(pairs[finding])
-        try:
-            for num_folds in PUBLISHED_FOLDS:
-                values[f"{finding}/accuracy_{num_folds}fold_as_published"] = published_accuracy(
-                    features[classes >= 0], classes[classes >= 0], num_folds)
-        except TooFewExamplesError as error:
-            facts[f"skipped.{TASK}.{finding}.as_published"] = str(error)
-        rows = np.flatnonzero((classes >= 0) & is_held_out)
-        try:
-            result = grouped_probe(features[rows], classes[rows], groups[rows], len(PROGRESSIONS))
-        except TooFewExamplesError as error:
-            facts[f"skipped.{TASK}.{finding}.corrected"] = f"{error}; too few pairs of patients outside training"
-            continue
-        values |= _corrected_values(finding, result)
-        frames.append(prediction_frame(
-            example=rows, group=groups[rows], label=np.array(PROGRESSIONS, dtype=object)[classes[rows]],
-            score=margins(result.probabilities, classes[rows]), fold=result.fold, finding=finding,
-            traits=traits.iloc[rows]))
+    metrics: dict[str, float] = {}
+    for prefix, features in readings.items():
+        values: dict[str, float] = {}
+        for finding in FINDINGS:
+            classes = progression_classes(pairs[finding])
+            try:
+                for num_folds in PUBLISHED_FOLDS:
+                    values[f"{finding}/accuracy_{num_folds}fold_as_published"] = published_accuracy(
+                        features[classes >= 0], classes[classes >= 0], num_folds)
+            except TooFewExamplesError as error:
+                facts[f"skipped.{TASK}.{finding}.as_published"] = str(error)
+            rows = np.flatnonzero((classes >= 0) & is_held_out)
+            try:
+                result = grouped_probe(features[rows], classes[rows], groups[rows], len(PROGRESSIONS))
+            except TooFewExamplesError as error:
+                facts[f"skipped.{TASK}.{finding}.corrected"] = f"{error}; too few pairs of patients outside training"
+                continue
+            values |= _corrected_values(finding, result)
+            frames.append(prediction_frame(
+                example=rows, group=groups[rows], label=np.array(PROGRESSIONS, dtype=object)[classes[rows]],
+                score=margins(result.probabilities, classes[rows]), fold=result.fold, finding=f"{prefix}{finding}",
+                traits=traits.iloc[rows]))
+        metrics |= _named(f"test/{TASK}/{prefix}".rstrip("/"), values)
     yield Facts(facts)
-    yield context.metrics(_named(f"test/{TASK}", values))
+    yield context.metrics(metrics)
     yield prediction_table(TASK, frames)
 
 

@@ -193,6 +193,29 @@ class MedST(nn.Module):
         return TextEmbeddings(report=self.report_head(features.report), words=words.view(num_reports, num_words, -1),
                               word_mask=features.word_mask)
 
+    def embed_images(self, features: ImageFeatures) -> Tensor:
+        """(B, E) unit embeddings, as in `project_images`."""
+        return self.image_head(features.cls)
+
+    def embed_patches(self, patches: Tensor) -> Tensor:
+        """(B, P, D) patches of one view -> (B, P, E) unit embeddings."""
+        return self.patch_head(patches.flatten(0, 1)).view(*patches.shape[:2], -1)
+
+    def embed_reports(self, features: TextFeatures) -> Tensor:
+        """(B, E) unit embeddings, as in `project_text`."""
+        return self.report_head(features.report)
+
+    def project_reports(self, features: TextFeatures) -> Tensor:
+        """(B, E) embeddings before they are brought to unit length."""
+        return self.report_head.project(features.report)
+
+    def embed_words(self, features: TextFeatures) -> tuple[Tensor, Tensor]:
+        """Unit word embeddings (B, N, E) and the mask (B, N), True = a word of the text: no [CLS], no [SEP]."""
+        projected = self.project_text(features)
+        place = torch.arange(projected.word_mask.shape[1], device=projected.word_mask.device)
+        last = (place * projected.word_mask).amax(dim=1, keepdim=True)
+        return projected.words, projected.word_mask & (place != last)
+
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write config.json and model.safetensors into `folder` (made if absent); returns the folder."""
         return weights.save(self, Path(folder))
