@@ -57,17 +57,20 @@ def main() -> None:
     console = Console()
     results = _kept(options.out / "bench.json")
     use_clock(options.clock)
-    results["machine"] = {**machine(options.device), "clock": options.clock}
-
-    def part(name: str, measure: Callable[[], Any], key: str | None = None) -> None:
+    def part(name: str, measure: Callable[..., Any], key: str | None = None) -> None:
         start = time.perf_counter()
-        measured = measure()
-        if key is None:
-            results[name] = measured
-        else:
-            results.setdefault(name, {})[key] = measured
-        # Written after every part: an interrupted run keeps what it has.
-        report.write(results, options.out)
+        conditions = {**machine(options.device), "clock": options.clock}
+
+        def keep(measured: dict[str, Any]) -> None:
+            # Written as soon as it is known: an interrupted run keeps what it has.
+            measured["measured_on"] = {**conditions, "minutes": (time.perf_counter() - start) / 60}
+            if key is None:
+                results[name] = measured
+            else:
+                results.setdefault(name, {})[key] = measured
+            report.write(results, options.out)
+
+        keep(measure(keep=keep) if name == "training" else measure())
         console.print(f"{name}{' ' + key if key else ''}: {time.perf_counter() - start:.0f} s")
 
     seconds = {name: 60.0 * options.minutes * share for name, share in TIME_SHARE.items()}

@@ -59,13 +59,25 @@ def synchronise(device: str) -> None:
         torch.accelerator.synchronize()
 
 
-def interleave(steps: Mapping[str, Step], device: str, *, seconds: float, least_rounds: int = 3) -> Times:
+def interleave(
+    steps: Mapping[str, Step],
+    device: str,
+    *,
+    seconds: float,
+    least_rounds: int = 3,
+    keep: Callable[[Times], None] = lambda times: None,
+    is_warm: bool = False,
+) -> Times:
     """Let the steps take turns until the time is used up, each round beginning with another one.
 
-    Every step runs once before the clock starts.
+    Args:
+        seconds: no round begins later than this after the first.
+        least_rounds: so many rounds are made even if they take longer.
+        keep: gets the times of all rounds so far after each, so that an interruption loses one round at most.
+        is_warm: every step has run before; otherwise each runs once before the clock starts.
     """
     names = tuple(steps)
-    for name in names:
+    for name in () if is_warm else names:
         steps[name]()
     synchronise(device)
     rows: list[list[float]] = []
@@ -79,6 +91,7 @@ def interleave(steps: Mapping[str, Step], device: str, *, seconds: float, least_
             synchronise(device)
             row[index] = _clock() - start
         rows.append(row)
+        keep(Times(names, np.array(rows)))
     return Times(names, np.array(rows))
 
 

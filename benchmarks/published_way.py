@@ -33,8 +33,10 @@ class Way:
 
     absent_laterals: bool = False
     """Absent laterals are computed in full, and masked."""
+    padded_captions: bool = False
+    """Captions are padded to the longest of the batch, and the padding is computed."""
     full_captions: bool = False
-    """Captions are padded to the longest that is allowed, words too."""
+    """The same to the longest that is allowed, words too."""
     stored_attention: bool = False
     """Attention as three operations, whose matrices are kept to the end of the step."""
     word_loop: bool = False
@@ -48,8 +50,8 @@ class Way:
 
 
 FAST = Way()
-PUBLISHED = Way(absent_laterals=True, full_captions=True, stored_attention=True, word_loop=True, temporal_loop=True,
-                plain_optimizer=True)
+PUBLISHED = Way(absent_laterals=True, padded_captions=True, full_captions=True, stored_attention=True, word_loop=True,
+                temporal_loop=True, plain_optimizer=True)
 PUBLISHED_WITH_ANOMALY = replace(PUBLISHED, anomaly_detection=True)
 
 
@@ -92,7 +94,7 @@ def _elsewhere(way: Way) -> dict[str, bool]:
 
 def _embed(model: MedST, batch: Batch, way: Way) -> Embeddings:
     images = _encode_images(model, batch, way.absent_laterals)
-    image, text = model.project_images(images), model.project_text(_encode_text(model, batch, way.full_captions))
+    image, text = model.project_images(images), model.project_text(_encode_text(model, batch, way))
     return Embeddings(image=image.image, report=text.report, patches=image.patches, patch_mask=image.patch_mask,
                       words=text.words, word_mask=text.word_mask, balance_loss=images.balance_loss,
                       expert_share=images.expert_share)
@@ -128,12 +130,16 @@ def _apart_from_grey(stem: nn.Module) -> Callable[[Tensor], Tensor]:
     return apart
 
 
-def _encode_text(model: MedST, batch: Batch, is_full: bool) -> TextFeatures:
-    if not is_full:
-        return model.encode_text(batch.token_ids, batch.attention_mask, batch.word_of_token)
-    missing = (0, model.max_tokens - batch.token_ids.shape[1])
-    return model.text_encoder(pad(batch.token_ids, missing), pad(batch.attention_mask, missing),
-                              pad(batch.word_of_token, missing, value=-1), num_slots=model.max_tokens)
+def _encode_text(model: MedST, batch: Batch, way: Way) -> TextFeatures:
+    encoder = model.text_encoder
+    packs = encoder.packs
+    encoder.pack(packs and not (way.padded_captions or way.full_captions))
+    missing = (0, model.max_tokens - batch.token_ids.shape[1]) if way.full_captions else (0, 0)
+    features: TextFeatures = encoder(pad(batch.token_ids, missing), pad(batch.attention_mask, missing),
+                                     pad(batch.word_of_token, missing, value=-1),
+                                     num_slots=model.max_tokens if way.full_captions else None)
+    encoder.pack(packs)
+    return features
 
 
 def _stored_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,

@@ -28,7 +28,8 @@ def write(results: dict[str, Any], folder: Path) -> list[Path]:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     if "growth" in results:
-        paths.append(_growth_figure(results["growth"], folder / "bench-growth.png"))
+        growth = {factor: item for factor, item in results["growth"].items() if factor != "measured_on"}
+        paths.append(_growth_figure(growth, folder / "bench-growth.png"))
     if "curves" in results:
         paths.append(_curves_figure(results["curves"], folder / "bench-curves.png"))
     if "memory" in results:
@@ -42,10 +43,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def _lines(results: dict[str, Any]) -> Iterator[str]:
-    machine = results["machine"]
-    yield (f"Measured on {machine['device']}, {machine['cores']} cores, {machine['threads']} threads, torch "
-           f"{machine['torch']}; load at the start {machine['load']:.1f}. Seconds are {machine['clock']} time. Median "
-           "(quartiles) of interleaved rounds; a ratio is the median of the ratios within a round.")
+    yield ("Median (quartiles) of interleaved rounds; a ratio is the median of the ratios within a round.")
     for name, measured in results.get("training", {}).items():
         yield from _training_lines(name, measured)
     if "memory" in results:
@@ -57,20 +55,25 @@ def _lines(results: dict[str, Any]) -> Iterator[str]:
                             _number(item["images_per_second"]["published"]), _number(item["ratio"]),
                             f"{item['step_images_per_second']:.3g}", _number(item["times_what_the_step_takes"])]
                            for name, item in results["input"].items()])
+        yield from _conditions(list(results["input"].values())[-1])
     if "shares" in results:
         shares = results["shares"]
         yield from _table("Where the time of a tiny training step goes", ["part", "share of wall time"],
                           [[name.replace("_", " "), f"{100 * shares[name]:.0f} %"]
                            for name in ("matrix_work", "loading", "other_kernels")]
                           + [[f"`{name}`", f"{100 * share:.1f} %"] for name, share in shares["largest"].items()])
+        yield from _conditions(shares)
     if "sharing" in results:
         yield from _table("Small trials that share the device", ["trials", "steps/s in all"],
                           [[str(number), f"{rate:.2f}"] for number, rate in
                            results["sharing"]["steps_per_second"].items()])
+        yield from _conditions(results["sharing"])
     if "growth" in results:
+        growth = {factor: item for factor, item in results["growth"].items() if factor != "measured_on"}
         yield from _table("Growth of the step", ["factor", "sizes", "exponent", "expected"],
                           [[factor, ", ".join(map(str, item["sizes"])), f"{item['exponent']:.2f}",
-                            f"{item['expected']:.0f}"] for factor, item in results["growth"].items()])
+                            f"{item['expected']:.0f}"] for factor, item in growth.items()])
+        yield from _conditions(results["growth"])
     if "curves" in results:
         curves = results["curves"]
         yield ""
@@ -78,6 +81,7 @@ def _lines(results: dict[str, Any]) -> Iterator[str]:
         yield (f"Loss curves of float32 and bfloat16 over {curves['steps']} steps at tiny ({curves['data']}), smoothed "
                f"over {curves['smoothed_over']} steps, are apart by at most {largest:.2f} %, by {last:.2f} % at the "
                "end.")
+        yield from _conditions(curves)
 
 
 def _training_lines(name: str, measured: dict[str, Any]) -> Iterator[str]:
@@ -85,10 +89,10 @@ def _training_lines(name: str, measured: dict[str, Any]) -> Iterator[str]:
     rows = []
     for label, time in seconds.items():
         against = "1" if label == FAST_NAME else _number(ratios[label])
-        rows.append([label, _number(time), against])
+        rows.append([label, _number(time), against, str(time["rounds"])])
     size = f"{measured['parameters'] / 1e6:.1f} M parameters"
     yield from _table(f"Training step, {name}: {measured['pairs']} pairs, {measured['laterals']} laterals, {size}",
-                      ["way", "seconds", "times as long as ours"], rows)
+                      ["way", "seconds", "times as long as ours", "rounds"], rows)
     share, rate = measured["share_of_product_rate"], measured["products_per_second"]
     reduced = measured["reduced_faster_than"]
     yield ""
@@ -98,12 +102,22 @@ def _training_lines(name: str, measured: dict[str, Any]) -> Iterator[str]:
            f"{_percent(share[REDUCED_NAME])} of {rate['bfloat16'] / 1e9:.4g} GFLOP/s in bfloat16; it is "
            f"{_number(reduced[PUBLISHED_NAME])} times as fast as `{PUBLISHED_NAME}` and "
            f"{_number(reduced[ANOMALY_NAME])} times as fast as `{ANOMALY_NAME}`.")
-    parts = measured["parts"]
-    yield from _table(f"Parts of our step, {name}", ["part", "seconds"],
-                      [[part, _number(time)] for part, time in parts.items()])
-    evaluation = measured["evaluation_pairs_per_second"]
-    yield from _table(f"Evaluation, {name}", ["way", "pairs/s"],
-                      [[way, _number(rate)] for way, rate in evaluation.items()])
+    if "parts" in measured:
+        yield from _table(f"Parts of our step, {name}", ["part", "seconds"],
+                          [[part, _number(time)] for part, time in measured["parts"].items()])
+    if "evaluation_pairs_per_second" in measured:
+        yield from _table(f"Evaluation, {name}", ["way", "pairs/s"],
+                          [[way, _number(rate)] for way, rate in measured["evaluation_pairs_per_second"].items()])
+    yield from _conditions(measured)
+
+
+def _conditions(measured: dict[str, Any]) -> Iterator[str]:
+    """On what a part was measured."""
+    machine = measured["measured_on"]
+    threads = f"{machine['threads']} thread" + ("s" if machine["threads"] > 1 else "")
+    yield ""
+    yield (f"{machine['device']}, {machine['cores']} cores, {threads}, torch {machine['torch']}; {machine['clock']} "
+           f"time; load at the start {machine['load']:.1f}; took {machine['minutes']:.1f} minutes.")
 
 
 def _memory_lines(memory: dict[str, Any]) -> Iterator[str]:
@@ -117,6 +131,7 @@ def _memory_lines(memory: dict[str, Any]) -> Iterator[str]:
             "576 pairs, extrapolated, with states"]
     yield from _table(f"Peak memory of a step at paper, GB beyond weights, gradients and moments ({states}), "
                       f"{memory['precision']}", head, rows)
+    yield from _conditions(memory)
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

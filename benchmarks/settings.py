@@ -22,7 +22,7 @@ PAPER: dict[str, Any] = {
     "data.image_size": 256, "data.crop_size": 224, "data.caption_tokens": 112, "data.sequence_length": 4,
     "model.image.patch_size": 16, "model.image.width": 768, "model.image.num_layers": 12, "model.image.num_heads": 12,
     "model.text.width": 768, "model.text.num_layers": 12, "model.text.num_heads": 12, "model.text.hidden_width": 3072,
-    "model.heads.hidden_width": 2048, "model.heads.embedding_width": 128,
+    "model.heads.hidden_width": 2048, "model.heads.embedding_width": 128, "training.pack_captions": True,
 }
 """ViT-B/16 at 224 pixels and BERT-base, as in the paper. No dropout, so that two ways can be held side by side."""
 

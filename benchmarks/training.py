@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measuring import Step, interleave, matrix_products, peak_memory, spread
+from benchmarks.measuring import Step, Times, interleave, matrix_products, peak_memory, spread
 from benchmarks.published_way import (
     FAST,
     PUBLISHED,
@@ -91,14 +91,23 @@ class TrainingStep:
         pairs, laterals = self.batch.num_pairs, self.batch.lateral.shape[0]
         tokens = pairs * (1 + encoder.num_patches) + laterals * encoder.num_patches
         width, hidden = config.image.width, round(config.image.width * config.image.mlp_ratio)
-        words = self.batch.token_ids.numel()
+        is_token = self.batch.attention_mask
+        words = int(is_token.sum()) if self.model.text_encoder.packs else is_token.numel()
         text = config.text
         return [(tokens, width, 3 * width), (tokens, width, width), (tokens, width, hidden), (tokens, hidden, width),
                 (words, text.width, text.hidden_width), (words, text.hidden_width, text.width)]
 
 
-def measure_training(name: str, config: Config, num_pairs: int, *, seconds: float) -> dict[str, Any]:
-    """All that is measured of one setting.
+def measure_training(
+    name: str, config: Config, num_pairs: int, *, seconds: float,
+    keep: Callable[[dict[str, Any]], None] = lambda measured: None,
+) -> dict[str, Any]:
+    """All that is measured of one setting: first the published way against ours, then each optimisation alone, the
+    parts, evaluation.
+
+    Args:
+        seconds: for all of it; what takes longer takes three rounds.
+        keep: gets all that is known so far after every round.
 
     Raises:
         ValueError: a way that should give equal numbers does not.
@@ -108,42 +117,61 @@ def measure_training(name: str, config: Config, num_pairs: int, *, seconds: floa
     is_accelerated = torch.device(device).type != "cpu"
     if is_accelerated:
         step.model.compile_parts()
-    differences = _differences(step)
-    without = {f"ours without: {label}": replace(FAST, **{field: True}) for field, label in _POINTS.items()}
-    ways = {ANOMALY_NAME: PUBLISHED_WITH_ANOMALY, PUBLISHED_NAME: PUBLISHED, FAST_NAME: FAST, **without}
-    steps: dict[str, Step] = {label: _bind(step, way) for label, way in ways.items()}
-    steps[REDUCED_NAME] = _bind(step, FAST, "bfloat16", is_accelerated)
+    operations = step.operations()
+    measured: dict[str, Any] = {
+        "pairs": num_pairs, "laterals": step.batch.lateral.shape[0], "tokens": step.batch.token_ids.shape[1],
+        "mean_tokens": float(step.batch.attention_mask.sum(dim=1).float().mean()),
+        "parameters": sum(parameter.numel() for parameter in step.parameters),
+        "operations": operations, "largest_difference": _differences(step), "seconds": {}, "faster_than": {},
+    }
+    main: dict[str, Step] = {
+        ANOMALY_NAME: _bind(step, PUBLISHED_WITH_ANOMALY), PUBLISHED_NAME: _bind(step, PUBLISHED),
+        FAST_NAME: _bind(step, FAST), REDUCED_NAME: _bind(step, FAST, "bfloat16", is_accelerated),
+    }
+    alone: dict[str, Step] = {f"ours without: {label}": _bind(step, replace(FAST, **{field: True}))
+                              for field, label in _POINTS.items()
+                              if step.model.text_encoder.packs or field != "padded_captions"}
     if is_accelerated:
-        steps["ours, float32, compiled"] = _bind(step, FAST, "float32", True)
-        steps["ours, bfloat16, not compiled"] = _bind(step, FAST, "bfloat16")
+        alone["ours, float32, compiled"] = _bind(step, FAST, "float32", True)
+        alone["ours, bfloat16, not compiled"] = _bind(step, FAST, "bfloat16")
     products, product_operations = matrix_products(step.layer_shapes(), device, torch.float32)
     halves, _ = matrix_products(step.layer_shapes(), device, torch.bfloat16)
-    operations = step.operations()
-    times = interleave({**steps, "products, float32": products, "products, bfloat16": halves}, device, seconds=seconds)
 
-    def share_of_rate(label: str, of: str) -> dict[str, float]:
-        return spread(operations / times.of(label) / (product_operations / times.of(of)))
+    def keep_main(times: Times) -> None:
+        def share_of_rate(label: str, of: str) -> dict[str, float]:
+            return spread(operations / times.of(label) / (product_operations / times.of(of)))
 
-    return {
-        "pairs": num_pairs, "laterals": step.batch.lateral.shape[0], "tokens": step.batch.token_ids.shape[1],
-        "parameters": sum(parameter.numel() for parameter in step.parameters),
-        "operations": operations, "largest_difference": differences,
-        "seconds": {label: spread(times.of(label)) for label in steps},
-        "faster_than": {label: times.ratio(label, FAST_NAME) for label in steps if label != FAST_NAME},
-        "reduced_faster_than": {label: times.ratio(label, REDUCED_NAME) for label in (PUBLISHED_NAME, ANOMALY_NAME)},
-        "products_per_second": {kind: float(product_operations / np.median(times.of(f"products, {kind}")))
-                                for kind in ("float32", "bfloat16")},
-        "share_of_product_rate": {FAST_NAME: share_of_rate(FAST_NAME, "products, float32"),
-                                  REDUCED_NAME: share_of_rate(REDUCED_NAME, "products, bfloat16")},
-        "parts": measure_parts(step, seconds=seconds / 4),
-        "evaluation_pairs_per_second": measure_evaluation(step, seconds=seconds / 8),
-    }
+        measured["seconds"] |= {label: spread(times.of(label)) for label in main}
+        measured["faster_than"] |= {label: times.ratio(label, FAST_NAME) for label in main if label != FAST_NAME}
+        measured["reduced_faster_than"] = {label: times.ratio(label, REDUCED_NAME)
+                                           for label in (PUBLISHED_NAME, ANOMALY_NAME)}
+        measured["products_per_second"] = {kind: float(product_operations / np.median(times.of(f"products, {kind}")))
+                                           for kind in ("float32", "bfloat16")}
+        measured["share_of_product_rate"] = {FAST_NAME: share_of_rate(FAST_NAME, "products, float32"),
+                                             REDUCED_NAME: share_of_rate(REDUCED_NAME, "products, bfloat16")}
+        keep(measured)
+
+    def keep_alone(times: Times) -> None:
+        measured["seconds"] |= {label: spread(times.of(label)) for label in alone}
+        measured["faster_than"] |= {label: times.ratio(label, FAST_NAME) for label in alone}
+        keep(measured)
+
+    interleave({**main, "products, float32": products, "products, bfloat16": halves}, device, seconds=0.5 * seconds,
+               keep=keep_main)
+    # On a CPU nothing is compiled, and every kernel has run by now.
+    interleave({FAST_NAME: main[FAST_NAME], **alone}, device, seconds=0.3 * seconds, keep=keep_alone,
+               is_warm=not is_accelerated)
+    measured["parts"] = measure_parts(step, seconds=0.1 * seconds)
+    keep(measured)
+    measured["evaluation_pairs_per_second"] = measure_evaluation(step, seconds=0.1 * seconds)
+    return measured
 
 
 _POINTS = {
-    "absent_laterals": "absent laterals left out", "full_captions": "captions cut to their length",
-    "stored_attention": "attention without matrices", "word_loop": "words added up at once",
-    "temporal_loop": "sequences at once", "plain_optimizer": "fused optimiser, no wait",
+    "absent_laterals": "absent laterals left out", "padded_captions": "captions packed",
+    "full_captions": "captions cut to their length", "stored_attention": "attention without matrices",
+    "word_loop": "words added up at once", "temporal_loop": "sequences at once",
+    "plain_optimizer": "fused optimiser, no wait",
 }
 assert set(_POINTS) | {"anomaly_detection"} == {field.name for field in fields(Way)}
 

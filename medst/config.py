@@ -245,6 +245,9 @@ class TrainingConfig(Section):
     all losses see the whole batch, so that the loss and its gradient stay those of the whole batch."""
     recompute: bool = False
     """Compute every transformer block again in the backward pass instead of keeping what is inside it."""
+    pack_captions: bool = False
+    """Compute nothing for the padding of captions that are shorter than the longest of their batch. Equal numbers but
+    for rounding."""
     compile: bool = False
     """Fuse the operations of experts, text layers and heads by torch.compile (for accelerators)."""
 
@@ -319,6 +322,10 @@ class Config(Section):
         refuse(training.micro_batch > 0 and model.experts.routing == "learned",
                "training.micro_batch with model.experts.routing=learned: the balance loss needs all tokens of a batch "
                "at once; set training.micro_batch=0, and training.recompute=true to save memory")
+        refuse(training.pack_captions and model.text.word_aggregation == "released",
+               "training.pack_captions with model.text.word_aggregation=released: tokens that are cut off from words "
+               "are still attended to, and packing knows the tokens of words alone; set "
+               "model.text.word_aggregation=corrected")
         refuse(training.small_batches == "released" and training.pairs_per_batch < 5,
                "training.pairs_per_batch below 5 crashes the published program; set training.small_batches=corrected")
         return self
@@ -330,7 +337,8 @@ _PLACES = frozenset({
 """Keys that cannot change a trial's numbers (the device's type and the world size enter the key by themselves)."""
 
 _LATER = frozenset({
-    "training.micro_batch", "training.recompute", "training.compile", "training.mgca_epochs",
+    "training.micro_batch", "training.recompute", "training.pack_captions", "training.compile",
+    "training.mgca_epochs",
     "model.heads.num_prototypes", "objective.lambda_prototype", "objective.global_image_share",
     *(f"objective.prototypes.{name}" for name in PrototypesConfig.model_fields)})
 """Keys that came after the first trials and at their default change nothing: there they are left out of the canonical

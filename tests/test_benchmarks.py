@@ -14,7 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import report
 from benchmarks.measuring import Times, growth_exponent, interleave, machine, matrix_products, peak_memory
 from benchmarks.published_way import FAST, PUBLISHED_WITH_ANOMALY, Way, executed, objective_of
-from benchmarks.training import measure_memory, measure_training
+from benchmarks.training import (
+    ANOMALY_NAME,
+    FAST_NAME,
+    PUBLISHED_NAME,
+    REDUCED_NAME,
+    measure_memory,
+    measure_training,
+)
 
 WAYS = {field.name: replace(FAST, **{field.name: True}) for field in fields(Way)}
 
@@ -22,7 +29,7 @@ WAYS = {field.name: replace(FAST, **{field.name: True}) for field in fields(Way)
 @pytest.mark.parametrize("stem", ["patch", "conv"])
 @pytest.mark.parametrize("way", [*WAYS.values(), PUBLISHED_WITH_ANOMALY], ids=[*WAYS, "all"])
 def test_a_slow_way_gives_the_models_loss_and_gradient(way: Way, stem: str) -> None:
-    config = small_config(**{"model.image.stem": stem})
+    config = small_config(**{"model.image.stem": stem, "training.pack_captions": True})
     model = small_model(config).double().train()
     batch = small_batch(words=(5, 2, 6, 1, 4, 7, 3))
     batch = replace(batch, frontal=batch.frontal.double(), lateral=batch.lateral.double())
@@ -43,17 +50,17 @@ def test_a_slow_way_gives_the_models_loss_and_gradient(way: Way, stem: str) -> N
 
 
 def test_absent_laterals_and_full_captions_cost_operations() -> None:
-    config = small_config()
+    config = small_config(**{"training.pack_captions": True})
     model = small_model(config).train()
     batch = small_batch(words=(1, 2, 1, 1, 2, 2, 1))
     counts = {}
-    for name in ("fast", "absent_laterals", "full_captions"):
+    for name in ("fast", "absent_laterals", "padded_captions", "full_captions"):
         way = WAYS.get(name, FAST)
         with FlopCounterMode(display=False) as counter, executed(way), torch.no_grad():
             objective_of(model, batch, config, way)
         counts[name] = counter.get_total_flops()
     assert counts["absent_laterals"] > 1.1 * counts["fast"]
-    assert counts["full_captions"] > 1.1 * counts["fast"]
+    assert counts["full_captions"] > 1.1 * counts["padded_captions"] > 1.1 * counts["fast"]
 
 
 def test_steps_take_turns_and_ratios_are_of_one_round() -> None:
@@ -63,6 +70,11 @@ def test_steps_take_turns_and_ratios_are_of_one_round() -> None:
     assert order[:3] == ["one", "two", "three"], "each runs once before the clock starts"
     assert order[3:] == ["one", "two", "three", "two", "three", "one", "three", "one", "two"]
     assert times.seconds.shape == (3, 3)
+    known: list[int] = []
+    order.clear()
+    interleave(steps, "cpu", seconds=0.0, least_rounds=2, keep=lambda times: known.append(len(times.seconds)),
+               is_warm=True)
+    assert len(order) == 6 and known == [1, 2], "what is known is handed on after every round"
     by_hand = Times(("slow", "fast"), np.array([[2.0, 1.0], [30.0, 10.0], [8.0, 2.0]]))
     assert by_hand.ratio("slow", "fast") == {"median": 3.0, "low": 2.5, "high": 3.5, "rounds": 3}
 
@@ -90,12 +102,17 @@ def test_operations_of_matrix_products() -> None:
 
 def test_a_setting_is_measured_from_end_to_end(tmp_path: Path) -> None:
     config = small_config(**{"data.sequence_length": 4})
-    measured = measure_training("tiny", config, 8, seconds=0.0)
+    known: list[set[str]] = []
+    measured = measure_training("tiny", config, 8, seconds=0.0,
+                                keep=lambda so_far: known.append(set(so_far["seconds"])))
+    assert known[0] == {ANOMALY_NAME, PUBLISHED_NAME, FAST_NAME, REDUCED_NAME}, "the main comparison comes first"
+    assert known[-1] == set(measured["seconds"]) > known[0]
     assert measured["largest_difference"] < 1e-4
     assert set(measured["parts"]) >= {"image encoder", "text encoder", "heads", "local alignment", "optimiser"}
     assert all(item["rounds"] >= 3 for item in measured["seconds"].values())
-    results = {"machine": {**machine("cpu"), "clock": "wall"}, "training": {"tiny": measured},
-               "memory": measure_memory("tiny", config, (4, 8))}
+    conditions = {"measured_on": {**machine("cpu"), "clock": "wall", "minutes": 0.1}}
+    results = {"training": {"tiny": {**measured, **conditions}},
+               "memory": {**measure_memory("tiny", config, (4, 8)), **conditions}}
     paths = report.write(results, tmp_path)
     assert [path.name for path in paths] == ["bench.json", "bench.md", "bench-memory.png"]
     table = paths[1].read_text(encoding="utf-8")

@@ -38,12 +38,15 @@ def gradients_of(config: Config, batch: Batch, dtype: torch.dtype = torch.float6
 
 @pytest.mark.parametrize("settings", [{"training.micro_batch": 3}, {"training.micro_batch": 1},
                                       {"training.recompute": True},
-                                      {"training.micro_batch": 2, "training.recompute": True}])
+                                      {"training.micro_batch": 2, "training.recompute": True},
+                                      {"training.pack_captions": True},
+                                      {"training.pack_captions": True, "training.micro_batch": 2,
+                                       "training.recompute": True}])
 @pytest.mark.parametrize("model_settings", [
     {"model.image.stem": "conv"}, {"model.experts.num_experts": 4},
     {"model.image.missing_lateral": "released", "objective.local.padding": "released"},
 ])
-def test_pieces_and_recomputed_blocks_give_the_gradient_of_the_whole_batch(
+def test_memory_and_speed_settings_give_the_gradient_of_the_plain_step(
     settings: dict[str, Any], model_settings: dict[str, Any]
 ) -> None:
     """No laterals in the first piece but in others, so that pieces differ in kind."""
@@ -69,6 +72,24 @@ def test_learned_routing_can_be_recomputed() -> None:
     whole = gradients_of(small_config(**learned), batch, torch.float32)
     again = gradients_of(small_config(**learned, **{"training.recompute": True}), batch, torch.float32)
     assert [name for name in whole if not torch.equal(again[name], whole[name])] == []
+
+
+def test_packed_captions_compute_nothing_for_padding() -> None:
+    """Linear layers see the real tokens alone, and a caption knows nothing of the others of its batch."""
+    batch = small_batch(words=(5, 2, 6, 1, 4, 7, 3))
+    config = small_config(**{"training.pack_captions": True})
+    model = small_model(config).eval()
+    rows: list[int] = []
+    dense = model.text_encoder.bert.encoder.layer[0].intermediate.dense
+    dense.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[:-1].numel()))
+    with torch.no_grad():
+        words = model.encode_text(batch.token_ids, batch.attention_mask, batch.word_of_token).words
+        alone = model.encode_text(batch.token_ids[5:6], batch.attention_mask[5:6], batch.word_of_token[5:6]).words
+    assert rows == [int(batch.attention_mask.sum()), int(batch.attention_mask[5].sum())]
+    assert rows[0] < batch.token_ids.numel()
+    torch.testing.assert_close(words[5:6, :alone.shape[1]], alone, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"set model\.text\.word_aggregation=corrected"):
+        small_config(**{"training.pack_captions": True, "model.text.word_aggregation": "released"})
 
 
 def saved_bytes(config: Config, batch: Batch) -> int:
@@ -136,10 +157,12 @@ def test_chunks_of_the_local_alignment_give_the_whole(padding_counts: bool) -> N
     assert max(largest[1:]) < num_pairs * num_patches**2, "chunks keep none of that size"
 
 
-def test_a_step_never_reads_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("packs", [False, True])
+def test_a_step_never_reads_from_the_device(packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the device `meta` there are no values: whatever reads one fails. Forward, losses, backward, clipping."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # `meta` has none.
-    config = small_config(**{"model.image.stem": "conv", "model.experts.num_experts": 4, "training.micro_batch": 3})
+    config = small_config(**{"model.image.stem": "conv", "model.experts.num_experts": 4, "training.micro_batch": 3,
+                             "training.pack_captions": packs})
     model = MedST.create(config, VOCABULARY_SIZE).to("meta").train()
     total = objective_of(model, small_batch().to("meta"), config).total
     total.backward()

@@ -99,6 +99,8 @@ class MedST(nn.Module):
         weights.load_initial_weights(model)
         for encoder in (model.image_encoder, model.text_encoder):
             encoder.micro_batch, encoder.recompute = config.training.micro_batch, config.training.recompute
+        if config.training.pack_captions:
+            model.text_encoder.pack()
         objective = config.objective
         model.gives_attention = objective.lambda_local > 0 and objective.local.weighting == "attention"
         model.image_encoder.gives_attention = model.gives_attention

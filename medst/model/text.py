@@ -2,14 +2,19 @@
 
 What must not live here: tokenisation (data), reading of pretrained files (weights.py).
 
-Legend: B reports, W token positions, N word slots without [CLS], K words of the batch, D width.
+Legend: B reports, W token positions, N word slots without [CLS], K words of the batch, R real tokens, D width, H heads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from medst.config import Behaviour, TextEncoderConfig
 from medst.model.initialisation import stream
@@ -56,10 +61,39 @@ def add_up_words(vectors: Tensor, word_of_token: Tensor, num_slots: int) -> Tens
     return sums.view(num_reports, num_slots + 1, width)[:, :num_slots]
 
 
+def _attend_in_captions(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor, *,
+                        place: Tensor, **options: Any) -> tuple[Tensor, None]:
+    """Attention of packed captions: padded for the attention alone, which is the smallest part of a layer.
+
+    Args:
+        query, key, value: (1, H, R, D / H).
+        key_mask: (B, 1, 1, W) bool, True = a token.
+        place: (R,) int64, the places of the tokens in the flattened (B * W) positions.
+
+    Returns:
+        (1, R, H, D / H), and no matrix.
+    """
+    rows, _, _, width = key_mask.shape
+
+    def padded(packed: Tensor) -> Tensor:
+        heads = packed[0]
+        spread = heads.new_zeros(heads.shape[0], rows * width, heads.shape[2]).index_copy(1, place, heads)
+        return spread.view(heads.shape[0], rows, width, heads.shape[2]).transpose(0, 1)
+
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    attended, _ = attend(module, padded(query), padded(key), padded(value), key_mask, **options)
+    return attended.flatten(0, 1)[place][None], None
+
+
+_IN_CAPTIONS = "medst_in_captions"
+AttentionInterface.register(_IN_CAPTIONS, _attend_in_captions)
+
+
 class TextEncoder(nn.Module):
     """BERT without pooler, then words.
 
     Attributes:
+        packs: lay the tokens of all captions in one row and compute nothing for padding (`pack`).
         micro_batch: reports whose activations are held at once, 0 = all; see `medst.model.recompute`.
         recompute: hold only the inputs of the layers.
     """
@@ -70,6 +104,7 @@ class TextEncoder(nn.Module):
         self.word_aggregation: Behaviour = text.word_aggregation
         self.micro_batch = 0
         self.recompute = False
+        self.packs = False
         with stream(seed, "text"):
             self.bert = BertModel._from_config(architecture, attn_implementation="sdpa", add_pooling_layer=False)
         if self.positions == "released":
@@ -82,9 +117,14 @@ class TextEncoder(nn.Module):
     def max_positions(self) -> int:
         return self.bert.config.max_position_embeddings
 
+    def pack(self, packs: bool = True) -> None:
+        """Compute nothing for padding tokens from here on, or do so again."""
+        self.packs = packs
+        self.bert.set_attn_implementation(_IN_CAPTIONS if packs else "sdpa")
+
     def tokens(self, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, W), (B, W) -> last-layer token vectors (B, W, D)."""
-        return self._last_states(token_ids, attention_mask)[0]
+        return self._last_states(token_ids, attention_mask, attention_mask.cpu() - 1)[0]
 
     def forward(
         self,
@@ -113,7 +153,7 @@ class TextEncoder(nn.Module):
         word_index = word_mask.flatten().nonzero()[:, 0]
         slots = word_of_token.to(device, non_blocking=True)
 
-        last, before_last = self._last_states(token_ids, attention_mask)
+        last, before_last = self._last_states(token_ids, attention_mask, word_of_token)
         words = add_up_words(last, slots, num_slots)
         return TextFeatures(
             report=words[:, 0],
@@ -123,7 +163,7 @@ class TextEncoder(nn.Module):
             attention=self._word_attention(before_last, attention_mask, slots, num_slots) if with_attention else None,
         )
 
-    def _last_states(self, token_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _last_states(self, token_ids: Tensor, attention_mask: Tensor, word_of_token: Tensor) -> tuple[Tensor, Tensor]:
         """Output and input of the last layer, each (B, W, D)."""
         length = token_ids.shape[1]
         if length > self.max_positions:
@@ -132,22 +172,37 @@ class TextEncoder(nn.Module):
                 "lower data.caption_tokens"
             )
         size = self.micro_batch or len(token_ids)
-        pieces = list(zip(token_ids.split(size), attention_mask.split(size), strict=True))
-        states = [in_piece(self._transform, len(pieces), ids, mask) for ids, mask in pieces]
+        pieces = list(zip(token_ids.split(size), attention_mask.split(size), word_of_token.split(size), strict=True))
+        states = [in_piece(self._transform, len(pieces), *piece) for piece in pieces]
         return join([last for last, _ in states]), join([before_last for _, before_last in states])
 
-    def _transform(self, token_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _transform(self, token_ids: Tensor, attention_mask: Tensor, word_of_token: Tensor) -> tuple[Tensor, Tensor]:
         """The last states of some reports."""
-        positions = torch.arange(token_ids.shape[1], device=token_ids.device)[None]
+        rows, width = token_ids.shape
+        positions = torch.arange(width, device=token_ids.device)[None]
         if self.positions == "released":
             positions = torch.zeros_like(positions)
+        layers: list[Callable[..., Tensor]] = list(self.bert.encoder.layer)
+        if self.packs:
+            # From the word slots, which are on the host: nothing waits for an accelerator.
+            place = (word_of_token.flatten() >= 0).nonzero()[:, 0].to(token_ids.device, non_blocking=True)
+            token_ids, positions = token_ids.flatten()[place][None], positions.expand(rows, -1).flatten()[place][None]
+            layers = [partial(layer, place=place) for layer in layers]
         hidden = self.bert.embeddings(input_ids=token_ids, position_ids=positions,
                                       token_type_ids=torch.zeros_like(positions))
         keys = attention_mask[:, None, None, :].bool()
         before_last = hidden
-        for layer in self.bert.encoder.layer:
+        for layer in layers:
             before_last, hidden = hidden, in_block(layer, self.recompute, hidden, keys)
-        return hidden, before_last
+        if not self.packs:
+            return hidden, before_last
+
+        def unpacked(states: Tensor) -> Tensor:
+            """(1, R, D) -> (B, W, D), zeros where there is no token."""
+            spread = states.new_zeros(rows * width, states.shape[2]).index_copy(0, place, states[0])
+            return spread.view(rows, width, -1)
+
+        return unpacked(hidden), unpacked(before_last)
 
     def _word_attention(self, hidden: Tensor, attention_mask: Tensor, slots: Tensor, num_slots: int) -> Tensor:
         """Attention of the last layer from [CLS], mean of the heads, added up per word: (B, N).
