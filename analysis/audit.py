@@ -1,7 +1,7 @@
-"""The audit: what can this platform see, and does it see what is not there? Its table and its figure.
+"""The audit: what can this platform see, and does it see what is not there?
 
-What lives here: the planted effects, the rows, the figure, from the studies `audit_*` in the tracking store alone.
-What must not: how trials are run; how often a statistic is right (calibration.py).
+What lives here: the planted effects and the rows of its table, from the studies `audit_*` in the tracking store alone.
+What must not: how trials are run; how often a statistic is right (calibration.py); its figure (audit_figure.py).
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 
 from analysis import registry, statistics
 from analysis.calibration import (
@@ -34,11 +32,14 @@ from analysis.calibration import (
     rises,
     split_rejections,
 )
-from analysis.style import BLACK, COLOURS, GREY, LIGHT, PAGE_WIDTH, Picture, panel_letter, save, style
-from analysis.tidy import Study, study_source
+from analysis.tidy import FINISHED, Study, StudySource, study_source
 from medst import tracking
 
+NAME = "audit"
+TITLE = "What the instrument can and cannot see"
+FORMAT = "medst-audit/1"
 STUDIES = ("audit_seeds", "audit_lateral", "audit_change", "audit_order", "audit_sides", "audit_transfer")
+SEEDS_STUDY = STUDIES[0]
 WORLDS = {"second": "second geometry and grammar", "decorrelated": "devices tell nothing in the test"}
 """Where effects must keep their sign: as arms of `audit_transfer` begin -> in words."""
 
@@ -89,6 +90,9 @@ class Row:
     """Seeds, or repetitions."""
     expected: str
     verdict: str
+    study: str
+    runs: tuple[str, ...]
+    """Runs that it was made from."""
     detectable: float = math.nan
 
 
@@ -111,11 +115,11 @@ def audit(studies: Mapping[str, Study]) -> Audit:
     rows: list[Row] = []
     missing = [f"{name}: no finished trial" for name in STUDIES if name not in studies]
     powers: dict[str, Sequence[Rejections]] = {}
-    if "audit_seeds" in studies:
+    if SEEDS_STUDY in studies:
         try:
-            rows += _same_arm_rows(studies["audit_seeds"], powers)
+            rows += _same_arm_rows(studies[SEEDS_STUDY], powers)
         except ValueError as error:
-            missing.append(f"audit_seeds: {error}")
+            missing.append(f"{SEEDS_STUDY}: {error}")
     curves: dict[str, Sequence[Dose]] = {}
     for effect in PLANTED:
         if effect.study in studies:
@@ -126,7 +130,7 @@ def audit(studies: Mapping[str, Study]) -> Audit:
             doses = [dose for dose in doses if dose.difference.n > 1]
             if doses:
                 curves[effect.name] = doses
-                rows += _planted_rows(effect, doses)
+                rows += _planted_rows(effect, doses, study)
     if "audit_transfer" in studies:
         rows += _transfer_rows(studies["audit_transfer"])
     told = json.dumps([[study.fingerprint for study in studies.values()], [asdict(row) for row in rows]])
@@ -134,43 +138,50 @@ def audit(studies: Mapping[str, Study]) -> Audit:
 
 
 def _same_arm_rows(study: Study, powers: dict[str, Sequence[Rejections]]) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
     metrics = [metric for metric in (study.plan.primary, *study.plan.secondary) if metric in study.metrics]
     full, other = study.plan.arms[:2]
     for metric in metrics:
         name, scores = registry.describe(metric).short, study.scores(metric)
-        pool = scores[full].to_numpy()
+        pool, single, both = scores[full].to_numpy(), _runs(study, metric, full), _runs(study, metric, full, other)
         same = split_rejections(pool)
-        rows += [_rate_row("A/A, test", name, same.by_test, LEVEL, "at most"),
-                 _rate_row("A/A, interval excludes 0", name, same.by_interval, LEVEL, "about")]
+        rows += [_rate_row("A/A, test", name, same.by_test, LEVEL, "at most", single),
+                 _rate_row("A/A, interval excludes 0", name, same.by_interval, LEVEL, "about", single)]
         shift, powers[metric] = found_shift(pool)
         rows.append(Row("A/A, difference found 4 times in 5", name, 100 * shift, math.nan, math.nan, SEEDS_OF_A_STUDY,
-                        "stated", "stated", 100 * statistics.minimum_detectable_difference(
+                        "stated", "stated", SEEDS_STUDY, single, 100 * statistics.minimum_detectable_difference(
                             math.sqrt(2) * float(np.nanstd(pool, ddof=1)), SEEDS_OF_A_STUDY)))
-        rows += [_rate_row("coverage, score", name, coverage(pool), 1 - LEVEL, "about"),
-                 _rate_row("coverage, difference", name, coverage(scores[other].to_numpy() - pool), 1 - LEVEL, "about")]
+        rows += [_rate_row("coverage, score", name, coverage(pool), 1 - LEVEL, "about", single),
+                 _rate_row("coverage, difference", name, coverage(scores[other].to_numpy() - pool), 1 - LEVEL, "about",
+                           both)]
     real = disjoint_rejections(study.scores(metric)[arm].to_numpy() for metric in metrics for arm in (full, other))
     if real.trials:
         rows.append(_rate_row("A/A, disjoint seeds, once each", f"{len(metrics)} metrics, 2 arms", real, LEVEL,
-                              "at most"))
+                              "at most", _runs(study, metrics[0], full, other)))
     try:
         joint = split_rejections(study.scores(metrics[0])[full].to_numpy(), num_arms=2)
     except ValueError:
         return rows
     return [*rows, _rate_row("A/A, test, 2 arms at once", registry.describe(metrics[0]).short, joint.by_test, LEVEL,
-                             "at most")]
+                             "at most", _runs(study, metrics[0], full))]
 
 
-def _rate_row(check: str, what: str, rate: Rate, nominal: float, bound: str) -> Row:
+def _runs(study: Study, metric: str, *arms: str) -> tuple[str, ...]:
+    by_arm = study.run_ids(metric)
+    return tuple(run for arm in arms for run in by_arm[arm].values())
+
+
+def _rate_row(check: str, what: str, rate: Rate, nominal: float, bound: str, runs: tuple[str, ...]) -> Row:
     low, high = rate.interval
     is_right = low <= nominal if bound == "at most" else low <= nominal <= high
     verdict = "holds" if is_right else f"off by {100 * abs(rate.value - nominal):.1f} points"
     return Row(check, what, 100 * rate.value, 100 * low, 100 * high, rate.trials, f"{bound} {100 * nominal:.0f} %",
-               verdict)
+               verdict, SEEDS_STUDY, runs)
 
 
-def _planted_rows(effect: Planted, doses: Sequence[Dose]) -> list[Row]:
+def _planted_rows(effect: Planted, doses: Sequence[Dose], study: Study) -> list[Row]:
     rows = []
+    arms = {dose: (whole, cut) for dose, whole, cut in effect.arms(study.plan.arms)}
     for dose in doses:
         difference = dose.difference
         verdict = ("found" if dose.is_found else "too few seeds to test" if math.isnan(dose.adjusted_p) else
@@ -180,7 +191,8 @@ def _planted_rows(effect: Planted, doses: Sequence[Dose]) -> list[Row]:
             verdict += ", rises" if rises(doses) else ", does not rise"
         rows.append(Row("planted", f"{effect.name}, {effect.dial} = {dose.dose:g}", 100 * difference.mean,
                         100 * difference.low, 100 * difference.high, difference.n,
-                        "found" if is_highest else "between", verdict, 100 * dose.detectable))
+                        "found" if is_highest else "between", verdict, effect.study,
+                        _runs(study, effect.metric, *arms[dose.dose]), 100 * dose.detectable))
     return rows
 
 
@@ -193,10 +205,11 @@ def _transfer_rows(study: Study) -> list[Row]:
             difference = statistics.paired_difference(scores[whole].to_numpy(), scores[cut].to_numpy())
             if difference.n > 1:
                 verdict = "sign kept" if difference.mean > 0 else "sign lost"
-                rows.append(Row("transfer", f"{effect.name}, {WORLDS[world]}", 100 * difference.mean,
-                                100 * difference.low, 100 * difference.high, difference.n, "above 0", verdict,
-                                100 * statistics.minimum_detectable_difference(
-                                    difference.interval.deviation, difference.n)))
+                rows.append(Row(
+                    "transfer", f"{effect.name}, {WORLDS[world]}", 100 * difference.mean, 100 * difference.low,
+                    100 * difference.high, difference.n, "above 0", verdict, study.plan.name,
+                    _runs(study, effect.metric, whole, cut), 100 * statistics.minimum_detectable_difference(
+                        difference.interval.deviation, difference.n)))
     return rows
 
 
@@ -217,97 +230,45 @@ def _number(value: float) -> str:
 
 
 def markdown(found: Audit) -> str:
-    """The audit's table."""
+    """The audit's table, under its title."""
     lines = ["| " + " | ".join(title for title, _ in COLUMNS) + " |",
              "| :-- | :-- | --: | --: | --: | --: | :-- | :-- |"]
     lines += ["| " + " | ".join(show(row) for _, show in COLUMNS) + " |" for row in found.rows]
     gaps = [f"INCOMPLETE: {gap}." for gap in found.missing]
-    return "\n".join([*gaps, *([""] if gaps else []), *lines, "", f"*{NOTE}*", "",
+    return "\n".join([f"# {TITLE}", "", *gaps, *([""] if gaps else []), *lines, "", f"*{NOTE}*", "",
                       f"<!-- fingerprint {found.fingerprint} -->", ""])
 
 
-def draw(found: Audit) -> Picture:
-    """Dose-response curves, and the power in pairs of one arm with itself."""
-    panels = [*found.curves, *(["power"] if found.powers else [])]
-    num_columns = 3
-    num_rows = max(1, math.ceil(len(panels) / num_columns))
-    with style():
-        figure, grid = plt.subplots(num_rows, num_columns, figsize=(PAGE_WIDTH, 1.9 * num_rows), squeeze=False)
-        for axes in grid.ravel()[len(panels):]:
-            axes.set_axis_off()
-        for position, (name, axes) in enumerate(zip(panels, grid.ravel(), strict=False)):
-            if name == "power":
-                _draw_power(axes, found.powers)
-            else:
-                effect = next(effect for effect in PLANTED if effect.name == name)
-                _draw_doses(axes, effect, found.curves[name])
-            panel_letter(axes, position)
-    caption = ("Planted effects by degrees: difference with and without the information, paired by seed, mean and 95 % "
-               "interval; filled: found at an adjusted p of 0.05; grey: what the paired t test would miss more often "
-               "than once in five. Power: share of A/A comparisons at 6 against 6 seeds in which an added difference "
-               "was found.")
-    return Picture("audit", figure, caption, "audit")
+def audit_sources(snapshot: tracking.Snapshot) -> list[StudySource]:
+    """The studies of the audit that are in the store and have a finished trial."""
+    sources = [study_source(snapshot, name) for name in STUDIES if name in snapshot.studies]
+    return [source for source in sources if (source.runs["state"] == FINISHED).any()]
 
 
-def _draw_doses(axes: Axes, effect: Planted, doses: Sequence[Dose]) -> None:
-    # Dose 0 of an effect without pairs is the reference itself.
-    at = [dose.dose for dose in doses]
-    limit = [100 * dose.detectable for dose in doses]
-    axes.fill_between(at, [-value for value in limit], limit, color=LIGHT, linewidth=0, zorder=0)
-    axes.axhline(0, color=GREY, linewidth=0.6)
-    mean = [100 * dose.difference.mean for dose in doses]
-    start = [] if effect.has_pairs else [0.0]
-    axes.plot([*start, *at], [*start, *mean], color=COLOURS[0], zorder=2)
-    for place, value, dose in zip(at, mean, doses, strict=True):
-        axes.errorbar(place, value, 100 * dose.difference.interval.half_width, color=COLOURS[0], marker="o", capsize=2,
-                      markerfacecolor=COLOURS[0] if dose.is_found else "white", zorder=3)
-    axes.set(title=effect.name.capitalize(), xlabel=f"{effect.dial} (share)", xlim=(-0.08, 1.08),
-             ylabel=f"{registry.describe(effect.metric).short}\ndifference (points)")
-
-
-def _draw_power(axes: Axes, powers: Mapping[str, Sequence[Rejections]]) -> None:
-    for colour, (metric, curve) in zip(COLOURS, powers.items(), strict=False):
-        axes.plot([100 * point.shift for point in curve], [100 * point.by_test.value for point in curve], color=colour,
-                  label=registry.describe(metric).short)
-    axes.axhline(100 * statistics.POWER, color=GREY, linewidth=0.6, linestyle=":")
-    axes.axhline(100 * LEVEL, color=BLACK, linewidth=0.6, linestyle=":")
-    axes.set(title="Power at 6 seeds", xlabel="added difference (points)", ylabel="found (%)", ylim=(0, 102))
-    axes.legend(loc="lower right")
-
-
-def make_audit(uri: str, experiment: str, out: Path) -> Audit:
-    """Write tables/audit.{md,csv,json} and figures/audit.{pdf,png,md} into `out`, each complete or not at all.
-
-    Raises:
-        ValueError: no study of the audit has a finished trial.
-    """
-    snapshot = tracking.read_snapshot(uri, experiment)
-    studies = {name: study_source(snapshot, name).load() for name in STUDIES if name in snapshot.studies}
-    studies = {name: study for name, study in studies.items() if len(study.values)}
-    if not studies:
-        raise ValueError(f"no trial of the audit is finished in the tracking store {uri}; run: make audit")
-    found = audit(studies)
-    for folder in ("tables", "figures"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    _replace(out / "tables" / "audit.md", markdown(found))
+def write_tables(found: Audit, folder: Path) -> list[Path]:
+    """`audit.md`, `.csv` and `.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([title for title, _ in COLUMNS])
     writer.writerows([show(row) for _, show in COLUMNS] for row in found.rows)
-    _replace(out / "tables" / "audit.csv", text.getvalue())
-    _replace(out / "tables" / "audit.json", json.dumps({
-        "format": "medst-audit/1", "fingerprint": found.fingerprint, "missing": found.missing,
-        "rows": [{key: _plain(value) for key, value in asdict(row).items()} for row in found.rows],
-    }, indent=1, ensure_ascii=False) + "\n")
-    save(draw(found), out / "figures", found.fingerprint)
-    return found
+    texts = {"md": markdown(found), "csv": text.getvalue(),
+             "json": json.dumps(audit_document(found), indent=1, ensure_ascii=False) + "\n"}
+    paths = []
+    for ending, content in texts.items():
+        path = folder / f"{NAME}.{ending}"
+        path.write_text(content, encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def audit_document(found: Audit) -> dict[str, Any]:
+    """The audit as plain values; numbers that do not exist or are infinite are None."""
+    return {"format": FORMAT, "fingerprint": found.fingerprint, "name": NAME, "title": TITLE, "note": NOTE,
+            "missing": list(found.missing),
+            "rows": [{key: _plain(value) for key, value in asdict(row).items()}
+                     | {"shown": {title: show(row) for title, show in COLUMNS}} for row in found.rows]}
 
 
 def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

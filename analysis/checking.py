@@ -8,12 +8,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from analysis.provenance import MANIFEST, Manifest, damages, unit_key
-from analysis.results import PARTS, exhibits_by_study, write_tables
+from analysis.provenance import MANIFEST, Manifest, damages
+from analysis.results import PARTS, units_of
 from analysis.text import counted
 from analysis.tidy import FINISHED, study_source
 from medst import tracking
-from medst.config import source_fingerprint
 
 
 def check_results(uri: str, experiment: str, out: Path) -> list[str]:
@@ -27,34 +26,32 @@ def check_results(uri: str, experiment: str, out: Path) -> list[str]:
     manifest = Manifest.read(out)
     problems = list(damages(out, manifest.hashes))
     snapshot = tracking.read_snapshot(uri, experiment)
-    source_code = source_fingerprint()
     sources = [study_source(snapshot, name) for name in snapshot.studies]
     sources = [source for source in sources if (source.runs["state"] == FINISHED).any()]
-    for unit in manifest.units:
-        if unit.partition("/")[0] not in snapshot.studies:
-            problems.append(f"STALE {unit}: the tracking store {uri} has no such study")
-    roles = exhibits_by_study(snapshot, sources)
+    units = list(units_of(snapshot, sources))
+    for made in manifest.units:
+        if made.partition("/")[0] not in {unit.name for unit in units}:
+            problems.append(f"STALE {made}: the tracking store {uri} has no such study")
     with tempfile.TemporaryDirectory() as folder:
-        for source in sources:
-            own = roles[source.name]
-            key = unit_key(source.fingerprint, source_code, (exhibit.name for exhibit in own))
+        for unit in units:
             for part in PARTS:
-                made = manifest.units.get(f"{source.name}/{part}")
-                if made is None:
-                    problems.append(f"MISSING {part} of study {source.name}: not made yet; run: make results")
-                elif made != key:
-                    problems.append(f"STALE {part} of study {source.name}: {_why_stale(made, key)}; run: make results")
-            if manifest.units.get(f"{source.name}/tables") == key:
-                place = Path(folder) / source.name
-                for path in write_tables(source.load(), own, place, uri)[0]:
+                key = manifest.units.get(f"{unit.name}/{part}")
+                if key is None:
+                    problems.append(f"MISSING {part} of study {unit.name}: not made yet; run: make results")
+                elif key != unit.key:
+                    problems.append(f"STALE {part} of study {unit.name}: {_why_stale(key, unit.key)}; "
+                                    "run: make results")
+            if manifest.units.get(f"{unit.name}/tables") == unit.key:
+                for path in unit.make("tables", Path(folder) / unit.name)[0]:
                     name = f"tables/{path.name}"
                     if (out / name).exists() and (out / name).read_bytes() != path.read_bytes():
                         problems.append(f"EDITED {name}: differs from what the tracking store says")
-            done = source.runs.loc[source.runs["state"] == FINISHED, ["arm", "seed"]].drop_duplicates()
-            if len(done) < source.num_planned:
-                problems.append(f"INCOMPLETE study {source.name}: {len(done)} of "
-                                f"{counted(source.num_planned, 'planned trial')} finished; run: "
-                                f"make sweep SWEEP={source.name}")
+    for source in sources:
+        done = source.runs.loc[source.runs["state"] == FINISHED, ["arm", "seed"]].drop_duplicates()
+        if len(done) < source.num_planned:
+            problems.append(f"INCOMPLETE study {source.name}: {len(done)} of "
+                            f"{counted(source.num_planned, 'planned trial')} finished; run: "
+                            f"make sweep SWEEP={source.name}")
     problems += [f"INCOMPLETE {name}: {why}" for name, why in manifest.missing.items()]
     return list(dict.fromkeys(problems))
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from analysis import paper
+from analysis import audit, paper
 from analysis.provenance import Manifest
 
 MINUS = "−"
@@ -79,7 +79,9 @@ def _exhibits(out: Path, tables: Mapping[str, Any], captions: Mapping[str, str],
 def _others(out: Path, tables: Mapping[str, Any], captions: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     for name, document in sorted(tables.items()):
         if name not in paper.EXHIBITS:
-            yield {"id": f"table-{name}", "heading": "Further table", "title": document["title"]} | _table(document)
+            is_audit = document["format"] == audit.FORMAT
+            yield {"id": f"table-{name}", "heading": "Audit" if is_audit else "Further table",
+                   "title": document["title"]} | (_audit(document) if is_audit else _table(document))
     for name, caption in sorted(captions.items()):
         if name not in paper.EXHIBITS:
             title = name.replace("_", " ").capitalize()
@@ -110,7 +112,27 @@ def _table(document: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": "table", "question": document["title"], "warnings": document["warnings"], "panels": shown,
             "caption": " ".join(document["caption"]), "expectations": [
                 _expectation(expectation, document) for expectation in document["expectations"]],
-            "file": f"tables/{document['name']}", "fingerprint": document["fingerprint"]}
+            "endings": ("md", "tex", "csv", "json"), "file": f"tables/{document['name']}",
+            "fingerprint": document["fingerprint"]}
+
+
+def _audit(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The audit's table, as the other tables are set out: a line is an arm, a column a score."""
+    first, second, *others = [title for title, _ in audit.COLUMNS]
+    rows = []
+    for row in document["rows"]:
+        told = f"{row['check']}: {row['what']}\nstudy {row['study']}, {len(row['runs'])} runs"
+        runs = " ".join(f"{number}:{run}" for number, run in enumerate(row["runs"], start=1))
+        cells = [Entry(row["shown"][title], "", repr(row["value"]) if title == "Value" and row["value"] is not None
+                       else "", told, runs, "") for title in others]
+        rows.append({"arm": f"{row['shown'][first]}: {row['shown'][second]}", "kind": "arm", "is_reference": False,
+                     "state": "", "cells": cells})
+    heads = [{"text": title, "full": title} for title in others]
+    return {"kind": "table", "question": document["title"], "warnings": [f"INCOMPLETE: {gap}" for gap in
+                                                                          document["missing"]],
+            "panels": [{"title": "", "heads": heads, "rows": rows}], "caption": document["note"], "expectations": [],
+            "endings": ("md", "csv", "json"), "file": f"tables/{document['name']}",
+            "fingerprint": document["fingerprint"]}
 
 
 def _expectation(expectation: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,20 +6,22 @@ table or figure.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 from rich.console import Console
 
-from analysis import document, paper, rendering, report, subgroups, tables
+from analysis import audit, document, paper, rendering, report, subgroups, tables
 from analysis.provenance import MANIFEST, MadeFile, Manifest, damages, unit_key
 from analysis.tables import ResultTable
 from analysis.tidy import FINISHED, Study, StudySource, study_source
@@ -66,31 +68,25 @@ def make_results(
         raise ValueError(f"no finished trial in the tracking store {uri}; run a study first: medst sweep run overview")
     out.mkdir(parents=True, exist_ok=True)
     manifest = Manifest.read(out)
-    roles = exhibits_by_study(snapshot, sources)
-    source_code = source_fingerprint()
     files, units, missing = dict(manifest.files), dict(manifest.units), dict(manifest.missing)
     kept: list[Path] = []
     with _workplace(out) as place:
-        for source in sources:
-            own = roles[source.name]
+        for unit in units_of(snapshot, sources):
             parts = [part for part in PARTS if only in (None, part)]
-            key = unit_key(source.fingerprint, source_code, (exhibit.name for exhibit in own))
-            stale = [part for part in parts if not manifest.is_current(out, source.name, part, key)]
-            kept += [out / name for part in parts if part not in stale for name in manifest.of_unit(source.name, part)]
-            study = source.load() if stale else None
+            stale = [part for part in parts if not manifest.is_current(out, unit.name, part, unit.key)]
+            kept += [out / name for part in parts if part not in stale for name in manifest.of_unit(unit.name, part)]
             for part in stale:
-                assert study is not None
-                make = write_tables if part == "tables" else _write_figures
-                fresh, without = make(study, own, place / part, uri)
-                for name in manifest.of_unit(source.name, part):
+                fresh, without = unit.make(part, place / part)
+                for name in manifest.of_unit(unit.name, part):
                     files.pop(name, None)
                 for path in fresh:
                     files[path.relative_to(place).as_posix()] = MadeFile(
-                        hash_file(path), source.name, part, source.fingerprint)
+                        hash_file(path), unit.name, part, unit.fingerprint)
                 missing = {name: why for name, why in missing.items()
-                           if name not in {exhibit.name for exhibit in own if f"{exhibit.kind}s" == part}} | without
-                units[f"{source.name}/{part}"] = key
-                _log(fresh, source.name, place, uri, experiment)
+                           if name not in {exhibit.name for exhibit in unit.exhibits if f"{exhibit.kind}s" == part}
+                           } | without
+                units[f"{unit.name}/{part}"] = unit.key
+                _log(fresh, unit.study, place, uri, experiment)
         written = _publish(place, out, set(manifest.files) - set(files))
         available = {name.partition("/")[0] for name in units}
         missing |= {exhibit.name: paper.placeholder(exhibit, available) for exhibit in paper.EXHIBITS.values()
@@ -136,17 +132,66 @@ def _has_results(source: StudySource, console: Console) -> bool:
     return has_any
 
 
-def exhibits_by_study(snapshot: tracking.Snapshot, sources: Iterable[StudySource]) -> dict[str, list[paper.Exhibit]]:
-    """Study -> the exhibits of the paper that are made from it."""
-    names = [source.name for source in sources]
+_Made = tuple[list[Path], dict[str, str]]
+"""Files, and exhibits that could not be made with the reason."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is made, found stale and checked together: a study, or the audit of several."""
+
+    name: str
+    study: str
+    """The study in whose run the files are logged."""
+    fingerprint: str
+    """Of all the runs that it is made from."""
+    key: str
+    """`unit_key`: the runs, the code, and its place in the paper."""
+    exhibits: tuple[paper.Exhibit, ...]
+    make: Callable[[Part, Path], _Made]
+
+
+def units_of(snapshot: tracking.Snapshot, sources: Iterable[StudySource]) -> Iterator[Unit]:
+    """The units of some studies with results, and the audit where one of them belongs to it."""
+    sources = list(sources)
     # Where a part of the studies was asked for, an exhibit stays with the study that has it in a full call.
     available = _finished(snapshot)
-    roles: dict[str, list[paper.Exhibit]] = {name: [] for name in names}
+    exhibits: dict[str, list[paper.Exhibit]] = {source.name: [] for source in sources}
     for exhibit in paper.EXHIBITS.values():
         study = exhibit.study(available)
-        if study in roles:
-            roles[study].append(exhibit)
-    return roles
+        if study in exhibits:
+            exhibits[study].append(exhibit)
+    code = source_fingerprint()
+    for source in sources:
+        yield _study_unit(source, tuple(exhibits[source.name]), code, snapshot.uri)
+    if {source.name for source in sources} & set(audit.STUDIES):
+        yield _audit_unit(audit.audit_sources(snapshot), code)
+
+
+def _study_unit(source: StudySource, exhibits: tuple[paper.Exhibit, ...], code: str, uri: str) -> Unit:
+    load = cache(source.load)
+
+    def make(part: Part, folder: Path) -> _Made:
+        write = write_tables if part == "tables" else _write_figures
+        return write(load(), exhibits, folder, uri)
+
+    key = unit_key(source.fingerprint, code, (exhibit.name for exhibit in exhibits))
+    return Unit(source.name, source.name, source.fingerprint, key, exhibits, make)
+
+
+def _audit_unit(sources: Sequence[StudySource], code: str) -> Unit:
+    find = cache(lambda: audit.audit({source.name: source.load() for source in sources}))
+
+    def make(part: Part, folder: Path) -> _Made:
+        if part == "tables":
+            return audit.write_tables(find(), folder), {}
+        from analysis import audit_figure, style
+
+        folder.mkdir(parents=True, exist_ok=True)
+        return style.save(audit_figure.draw(find()), folder, find().fingerprint), {}
+
+    fingerprint = hashlib.sha256(" ".join(source.fingerprint for source in sources).encode()).hexdigest()[:16]
+    return Unit(audit.NAME, sources[0].name, fingerprint, unit_key(fingerprint, code, ()), (), make)
 
 
 def finished_studies(uri: str, experiment: str) -> list[str]:
@@ -204,10 +249,6 @@ def _publish(place: Path, out: Path, outdated: Iterable[str]) -> list[Path]:
     for name in outdated:
         (out / name).unlink(missing_ok=True)
     return written
-
-
-_Made = tuple[list[Path], dict[str, str]]
-"""Files, and exhibits that could not be made with the reason."""
 
 
 def write_tables(study: Study, exhibits: Iterable[paper.Exhibit], folder: Path, uri: str) -> _Made:
@@ -280,7 +321,8 @@ def _index(out: Path, manifest: Manifest) -> str:
     for name in sorted(name for name in manifest.files if name.startswith("tables/") and name.endswith(".md")):
         stem = Path(name).stem
         title = (out / name).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
-        others = ", ".join(f"[{ending}](tables/{stem}.{ending})" for ending in ("tex", "csv", "json"))
+        others = ", ".join(f"[{ending}](tables/{stem}.{ending})" for ending in ("tex", "csv", "json")
+                           if f"tables/{stem}.{ending}" in manifest.files)
         lines.append(f"- [{stem}]({name}) ({others}): {title}")
     lines += ["", "## Figures", ""]
     for name in sorted(name for name in manifest.files if name.startswith("figures/") and name.endswith(".md")):

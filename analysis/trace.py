@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.audit import FORMAT as AUDIT_FORMAT
 from analysis.document import FORMAT
 from medst import tracking
 from medst.config import nearest
@@ -63,6 +64,10 @@ def read_document(path: Path) -> dict[str, Any]:
     if not beside.exists():
         raise ValueError(f"{beside} is not there; make the table first: make results")
     document: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
+    if document.get("format") == AUDIT_FORMAT:
+        studies = ", ".join(dict.fromkeys(row["study"] for row in document["rows"]))
+        raise ValueError(f"{beside}: a line of the audit is made from a whole study; its runs are in the JSON, and the "
+                         f"cells of tables/<study>.csv can be traced ({studies})")
     if document.get("format") != FORMAT:
         raise ValueError(f"{beside} has the format {document.get('format')!r} instead of {FORMAT!r}; run: make results")
     return document

@@ -156,7 +156,7 @@ def test_check_results_finds_edits_stale_runs_and_gaps(uri: str, tmp_path: Path,
     manifest.write_text(json.dumps(told), encoding="utf-8")
     assert "EDITED tables/overview.csv" in kinds()
 
-    monkeypatch.setattr(checking, "source_fingerprint", lambda: "0" * 16)
+    monkeypatch.setattr(results, "source_fingerprint", lambda: "0" * 16)
     assert {"STALE tables", "STALE figures"} <= kinds()
 
 

@@ -16,7 +16,7 @@ from oracle_world import NAMES, World, make_context, make_world
 from scipy import stats
 
 from analysis import audit, calibration
-from analysis.audit import PLANTED, make_audit
+from analysis.audit import PLANTED
 from analysis.calibration import (
     clopper_pearson,
     coverage,
@@ -26,6 +26,9 @@ from analysis.calibration import (
     rises,
     split_rejections,
 )
+from analysis.checking import check_results
+from analysis.results import make_results
+from medst import tracking
 from medst.data.phantom.presets import PRESETS, PhantomError
 from medst.data.provision import phantom_of
 from medst.evaluation import EVALUATORS
@@ -144,17 +147,27 @@ def test_the_audit_of_a_store_finds_what_was_planted(tmp_path: Path, repository:
         plan = replace(make_plan(arms, num_seeds, name), reference=study.reference.name,
                        primary=study.file.primary_metric, expectations=())
         fill_store(uri, folder, plan, effects=effects)
-    found = make_audit(uri, TrackingPlace(uri, folder).experiment, tmp_path / "results")
+    experiment, results = TrackingPlace(uri, folder).experiment, tmp_path / "results"
+    make_results(uri, experiment, results)
+    snapshot = tracking.read_snapshot(uri, experiment)
+    found = audit.audit({source.name: source.load() for source in audit.audit_sources(snapshot)})
     assert {gap.partition(":")[0] for gap in found.missing} == set(audit.STUDIES) - {"audit_lateral", "audit_seeds"}
     highest = next(row for row in found.rows if "lateral_information = 1" in row.what)
     assert highest.verdict == "found, rises" and highest.value == pytest.approx(20, abs=3)
     document = json.loads((tmp_path / "results" / "tables" / "audit.json").read_text())
+    runs = set(snapshot.runs["run_id"])
+    assert all(row["runs"] and set(row["runs"]) <= runs for row in document["rows"])
     assert document["fingerprint"] == found.fingerprint and len(document["rows"]) == len(found.rows) > 8
     text = (tmp_path / "results" / "tables" / "audit.md").read_text()
     assert "INCOMPLETE: audit_sides: no finished trial." in text and "| planted | lateral view" in text
     table = pd.read_csv(tmp_path / "results" / "tables" / "audit.csv")
     assert list(table["Check"]) == [row.check for row in found.rows]
     assert (tmp_path / "results" / "figures" / "audit.pdf").stat().st_size > 1000
+    assert "planted: lateral view" in (results / "report.html").read_text()
+    assert not any("audit." in problem or "of study audit:" in problem
+                   for problem in check_results(uri, experiment, results))
+    (results / "tables" / "audit.csv").write_text("Check\n")
+    assert any(problem.startswith("EDITED tables/audit.csv") for problem in check_results(uri, experiment, results))
 
 
 # Turned dials -----------------------------------------------------------------------------------------------------

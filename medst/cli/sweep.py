@@ -82,13 +82,16 @@ def sweep_plan(
         typer.Option(min=1e-9, help="Also tell how many seeds find this difference in the primary metric, as tracked: "
                                     "0.02 is 2 points."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Also tell steps, memory, time and disk, from a few pairs of each arm.")
+    ] = False,
 ) -> None:
-    """Print arms, aliases, what is done already or shared, and how long the rest takes. Runs nothing."""
+    """Print arms, aliases, what is done already or shared, and how long the rest takes. Trains nothing."""
     from analysis.registry import METRICS
     from sweeps.commands import plan_sweep
 
     code = plan_sweep(study, assignments or [], executor=executor.value, jobs=jobs, base=base, data_root=data,
-                      should_retry_failed=retry_failed, known_metrics=METRICS)
+                      should_retry_failed=retry_failed, known_metrics=METRICS, is_dry_run=dry_run)
     if detect is not None:
         from analysis.power import print_seeds_needed
         from medst.tracking import TrackingPlace
@@ -225,8 +228,9 @@ def audit(
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from analysis.audit import STUDIES, make_audit, markdown
+    from analysis.audit import NAME, STUDIES
     from analysis.registry import METRICS
+    from analysis.results import finished_studies, make_results
     from medst.tracking import TrackingPlace
     from sweeps.commands import FINISHED_CODE, INTERRUPTED_CODE, run_sweep
 
@@ -240,9 +244,11 @@ def audit(
         if codes[-1] == INTERRUPTED_CODE:
             raise typer.Exit(INTERRUPTED_CODE)
     place = TrackingPlace.of_project()
-    found = make_audit(place.uri, place.experiment, RESULTS)
-    Console().print(Markdown(markdown(found).partition("<!--")[0]))
-    typer.echo(f"Table: {RESULTS}/tables/audit.md. Curves: {RESULTS}/figures/audit.pdf.")
+    finished = [name for name in finished_studies(place.uri, place.experiment) if name in STUDIES]
+    make_results(place.uri, place.experiment, RESULTS, studies=finished)
+    table = RESULTS / "tables" / f"{NAME}.md"
+    Console().print(Markdown(table.read_text(encoding="utf-8").partition("<!--")[0]))
+    typer.echo(f"Table: {table}. Curves: {RESULTS / 'figures' / f'{NAME}.pdf'}.")
     raise typer.Exit(max(codes, default=FINISHED_CODE))
 
 
