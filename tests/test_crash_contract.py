@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 from crash_driver import NUM_TRIALS, drive, write_project
-from tracking_fixtures import fake_trial, fresh_place
+from tracking_fixtures import NUM_STEPS, fake_trial, fresh_place
 
 from medst.config import Config, override
 from medst.records import Metrics
@@ -164,6 +164,15 @@ def descendants(pid: int, *words: str) -> list[int]:
     return found
 
 
+def start_driver(project: Path, uri: str, executor: str, step_seconds: float) -> subprocess.Popen[bytes]:
+    """The study in a process of its own, which writes into `driver.log` of the project."""
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "CRASH_STEP_SECONDS": str(step_seconds),
+                   "PYTHONPATH": os.pathsep.join([str(HARNESS.parent), str(HARNESS)])}
+    with open(project / "driver.log", "ab") as log:
+        return subprocess.Popen([sys.executable, str(HARNESS / "crash_driver.py"), str(project), executor],
+                                env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
 WORKER, RAY = ("ray::ImplicitFunc", "ray::_train"), ("gcs_server", "raylet/raylet")
 HANGING_SECONDS = 120.0
 """How long a driver may take to notice that its Ray is gone before the user would stop it."""
@@ -176,8 +185,7 @@ class Saboteur:
         self._project, self._server, self._executor, self._moments = project, server, executor, moments
         self._victims = ["driver", "everything", *(["worker", "ray"] if executor == "ray" else []),
                          *(["server"] if server is not None else [])]
-        path = os.pathsep.join([str(HARNESS.parent), str(HARNESS)])
-        self._environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "PYTHONPATH": path, "CRASH_STEP_SECONDS": "0.3"}
+        self._uri = uri
         self.killed: list[str] = []
         self.num_starts = 0
 
@@ -186,10 +194,7 @@ class Saboteur:
         code = -1
         while self.num_starts < max_starts and (code != 0 or len(self.killed) < num_kills):
             self.num_starts += 1
-            with open(self._project / "driver.log", "ab") as log:
-                driver = subprocess.Popen(
-                    [sys.executable, str(HARNESS / "crash_driver.py"), str(self._project), self._executor],
-                    env=self._environment, stdout=log, stderr=log, start_new_session=True)
+            driver = start_driver(self._project, self._uri, self._executor, step_seconds=0.3)
             while driver.poll() is None and len(self.killed) < num_kills:
                 self._wait_for_trials(driver)
                 time.sleep(self._moments.uniform(0.0, 2.5))
@@ -286,3 +291,60 @@ def test_random_kills_beside_a_server_that_is_killed_too(tmp_path: Path, server:
     project = tmp_path / "project"
     write_project(project)
     sabotage(project, TrackingPlace(server.uri, project / "runs"), server, executor, seed, num_kills=6)
+
+
+AWAY_SECONDS = 60.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["inline", "ray"])
+def test_trials_go_on_while_the_server_alone_is_away(tmp_path: Path, server: Server, executor: str) -> None:
+    project = tmp_path / "project"
+    write_project(project)
+    place = TrackingPlace(server.uri, project / "runs")
+    driver = start_driver(project, server.uri, executor, step_seconds=0.5)
+    try:
+        deadline = time.monotonic() + 240
+        while not is_one_finished(place):
+            assert driver.poll() is None and time.monotonic() < deadline, (project / "driver.log").read_text()[-3000:]
+            time.sleep(0.2)
+        server.kill()
+        away_since = time.time()
+        time.sleep(AWAY_SECONDS)
+        away_until = time.time()
+        ended = keys_ended(place)
+        assert driver.poll() is None
+        server.start()
+        code = driver.wait(600)
+    finally:
+        kill_all([driver.pid])
+    log = (project / "driver.log").read_text()
+    assert code == 0, log[-3000:]
+    assert "all 12 trials are finished" in log and "View run" not in log
+    check_whole(place)
+    print(f"{len(ended)} trials ended while the server was away")
+    assert len(ended) > 1
+    # What was said meanwhile has kept its own time, and its order.
+    said_meanwhile = 0
+    for run_id in load_runs(place.uri, study="crash")["run_id"]:
+        points = sorted(client(place.uri).get_metric_history(run_id, "train/loss"), key=lambda point: point.step)
+        times = [point.timestamp / 1000 for point in points]
+        assert len(times) == NUM_STEPS and times == sorted(times)
+        said_meanwhile += sum(away_since < moment < away_until for moment in times)
+    assert said_meanwhile >= (len(ended) - 1) * NUM_STEPS
+
+
+def is_one_finished(place: TrackingPlace) -> bool:
+    experiment = find_experiment(place.uri, place.experiment)
+    return experiment is not None and bool(
+        client(place.uri).search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'", max_results=1))
+
+
+def keys_ended(place: TrackingPlace) -> set[str]:
+    """Keys of trials that have ended and are not wholly in the store yet."""
+    keys = set()
+    for path in (place.folder / "spool").glob("*/entries.jsonl"):
+        with suppress(FileNotFoundError):
+            if '"end": "finished"' in path.read_text():
+                keys.add(path.parent.name)
+    return keys

@@ -69,6 +69,12 @@ def test_what_cannot_be_promoted_is_refused_with_a_remedy(place: TrackingPlace, 
         promote("f" * 32, "candidate", uri=place.uri)
     with pytest.raises(TrackingError, match="none of 2 finished runs of study 'overview', arm 'full'"):
         best_run("overview", "full", place.uri, place.experiment)
+    with pytest.raises(TrackingError, match=r"no finished run of .*, arm 'ful'; finished runs are of: full"):
+        best_run("overview", "ful", place.uri, place.experiment)
+    with pytest.raises(TrackingError, match=r"of study 'lambda'; studies with finished runs: overview\."):
+        best_run("lambda", None, place.uri, place.experiment)
+    with pytest.raises(TrackingError, match=r"runs: none\. Run it, `medst sweep run overview`, or set MLFL"):
+        best_run("overview", None, place.uri, "an experiment that is not there")
     with pytest.raises(TrackingError, match="no model 'nothing@here'"):
         pull("nothing@here", tmp_path / "out", place.uri)
     (tmp_path / "full").mkdir()

@@ -45,8 +45,10 @@ def judged_config(weights: Path, overrides: Mapping[str, Any], is_as_published: 
         return load_config(overrides={**images, **biovil_t_settings(weights), **overrides, **told})
     if weights.is_dir():
         if not (weights / SETTINGS).is_file():
-            raise CheckpointError(f"{weights}: neither {SETTINGS}, which `medst train` leaves beside a model, nor "
-                                  f"{IMAGE_WEIGHTS}, which {HUB_NAME} holds")
+            raise CheckpointError(
+                f"{weights}: neither {SETTINGS}, which `medst train` leaves beside a model, nor {IMAGE_WEIGHTS} of "
+                f"{HUB_NAME}; name the folder of a model, which `medst train --out FOLDER` leaves in FOLDER/model "
+                "and `medst pull` fetches, or a checkpoint file")
         return load_config(weights / SETTINGS, overrides={**overrides, **told})
     checkpoint = read_checkpoint(weights)
     vocabulary_of(checkpoint)

@@ -74,16 +74,24 @@ def best_run(study: str, arm: str | None = None, uri: str | None = None, experim
         TrackingError: there is none.
     """
     uri = uri or default_uri()
-    of_study = f"tags.`{names.KIND}` = 'trial' AND tags.`{names.STUDY_PREFIX}{study}` LIKE '%'"
-    runs = [run for run in search_all_runs(uri, experiment, of_study)
-            if run.info.status == "FINISHED" and CHOICE_METRIC in run.data.metrics
-            and arm in (None, run.data.tags[f"{names.STUDY_PREFIX}{study}"])]
+    tag = f"{names.STUDY_PREFIX}{study}"
+    condition = f"tags.`{names.KIND}` = 'trial' AND tags.`{tag}` LIKE '%'"
+    of_study = [run for run in search_all_runs(uri, experiment, condition)
+                if run.info.status == "FINISHED" and CHOICE_METRIC in run.data.metrics]
+    runs = [run for run in of_study if arm in (None, run.data.tags[tag])]
     for run in sorted(runs, key=lambda run: (run.data.metrics[CHOICE_METRIC], run.info.run_id)):
         if _has_model(run.info.run_id, uri):
             return str(run.info.run_id)
     whose = f"study '{study}'" + (f", arm '{arm}'" if arm else "")
-    raise TrackingError(f"tracking store {uri}: none of {len(runs)} finished runs of {whose} kept its model. "
-                        f"{_WHO_KEEPS}")
+    if runs:
+        raise TrackingError(f"tracking store {uri}: none of {len(runs)} finished runs of {whose} kept its model. "
+                            f"{_WHO_KEEPS}")
+    if of_study:
+        arms = ", ".join(sorted({run.data.tags[tag] for run in of_study}))
+        raise TrackingError(f"tracking store {uri}: no finished run of {whose}; finished runs are of: {arms}")
+    studies = ", ".join(_studies(uri, experiment)) or "none"
+    raise TrackingError(f"tracking store {uri}: no finished run of {whose}; studies with finished runs: {studies}. Run "
+                        f"it, `medst sweep run {study}`, or set MLFLOW_TRACKING_URI to the store that holds it")
 
 
 def pull(reference: str, folder: Path, uri: str | None = None) -> Path:
@@ -114,6 +122,13 @@ def pull(reference: str, folder: Path, uri: str | None = None) -> Path:
             folder.rmdir()
         shutil.move(fetched, folder)
     return folder
+
+
+def _studies(uri: str, experiment: str) -> list[str]:
+    """Names of the studies that have a finished trial."""
+    trials = search_all_runs(uri, experiment, f"tags.`{names.KIND}` = 'trial' AND attributes.status = 'FINISHED'")
+    return sorted({name.removeprefix(names.STUDY_PREFIX) for run in trials for name in run.data.tags
+                   if name.startswith(names.STUDY_PREFIX)})
 
 
 def _has_model(run_id: str, uri: str) -> bool:
