@@ -1,12 +1,9 @@
-"""BioViL-T: its files as the hub holds them, its computation against slow references, its way through evaluation."""
+"""BioViL-T: its files as the hub holds them, its computation against slow references."""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +12,6 @@ import torchvision
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from medst.cli import main
-from medst.data import provision
-from medst.data.phantom import PRESETS
 from medst.data.tokenizer import SPECIAL_TOKENS
 from medst.evaluation.judged import judged_config
 from medst.model.biovil_t import BioViLT, TemporalPooler, sine_positions
@@ -90,8 +84,7 @@ def text_state(model: BioViLT) -> dict[str, Tensor]:
             "cls.predictions.decoder.weight": torch.zeros(9, 16)}
 
 
-@pytest.fixture(scope="module")
-def source() -> BioViLT:
+def small_biovil_t() -> BioViLT:
     """Weights far from their initial values; the smaller of the two trunks that the authors' program knows."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -106,17 +99,25 @@ def source() -> BioViLT:
     return model
 
 
-@pytest.fixture
-def folder(source: BioViLT, tmp_path: Path) -> Path:
+def write_folder(model: BioViLT, place: Path) -> Path:
     """The folder of the hub."""
-    place = tmp_path / "biovil-t"
     place.mkdir()
-    torch.save(image_state(source), place / IMAGE_WEIGHTS)
-    torch.save(text_state(source), place / "pytorch_model.bin")
+    torch.save(image_state(model), place / IMAGE_WEIGHTS)
+    torch.save(text_state(model), place / "pytorch_model.bin")
     (place / "config.json").write_text(json.dumps(ARCHITECTURE))
     (place / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     (place / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     return place
+
+
+@pytest.fixture(scope="module")
+def source() -> BioViLT:
+    return small_biovil_t()
+
+
+@pytest.fixture
+def folder(source: BioViLT, tmp_path: Path) -> Path:
+    return write_folder(source, tmp_path / "biovil-t")
 
 
 def test_names_and_shapes_are_the_published_ones() -> None:
@@ -297,37 +298,3 @@ def test_a_text_is_its_projected_class_token(source: BioViLT) -> None:
     words, is_word = source.embed_words(features)
     torch.testing.assert_close(words[:, 0], unit, rtol=1e-4, atol=1e-5)
     assert is_word.tolist() == [[True], [True]]
-
-
-# ---- From the folder to the reproduction table -------------------------------------------------------------------
-
-
-def test_the_folder_fills_the_reproduction_table(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                 capfd: pytest.CaptureFixture[str]) -> None:
-    few = PRESETS["smoke"].model_copy(update={"num_train": 4, "num_validate": 2, "num_test": 24,
-                                              "num_rsna": 24, "num_covidx_train": 30, "num_covidx_test": 12})
-    monkeypatch.setattr(provision, "PRESETS", {"smoke": few})
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    command = ["medst", "evaluate", "--weights", str(folder), "--protocol", "as-published", "--out", "table.csv",
-               "--data", "data/phantom/smoke", "--set", "data.image_size=72", "--set", "data.crop_size=64"]
-    monkeypatch.setattr(sys, "argv", [*command, "--set", "data.views=both"])
-    with pytest.raises(SystemExit):
-        main()
-    assert "set data.views=frontal" in capfd.readouterr().err.replace("\n", " ")
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit) as caught:
-        main()
-    printed = capfd.readouterr()
-    assert not caught.value.code, printed.err
-    assert "contaminated: the weights came from biovil-t, whose training patients are not known" in printed.out
-    rows = list(csv.DictReader((tmp_path / "table.csv").open(encoding="utf-8")))
-    compared = {(row["metric"], row["model"]) for row in rows if row["published"]}
-    assert {("test/grounding/contrast_to_noise", "BioViL-T"), ("test/sentence_similarity/all/auroc", "BioViL-T"),
-            ("test/sentence_similarity/all/accuracy_as_published", "BioViL-T")} <= compared
-    ours = {row["metric"]: float(row["ours"]) for row in rows}
-    assert all(math.isfinite(value) for value in ours.values())
-    assert {"test/rsna_zero_shot/auroc_as_published", "test/covidx_linear/100/accuracy_as_published",
-            "test/temporal_image/mean/accuracy_5fold_as_published",
-            "test/temporal_image/pair_encoder/mean/accuracy_5fold_as_published"} <= ours.keys()
