@@ -29,6 +29,7 @@ from medst.model.weights import continue_from
 from medst.objectives import medst_objective
 from medst.records import Facts, Metrics, Record
 from medst.training.checkpoint import load_checkpoint
+from medst.training.device import require_device
 from medst.training.distributed import Meeting, Ranks, joined
 from medst.training.first_phase import LaterEpochs, after_first_phase, as_first_phase, first_phase
 from medst.training.launch import config_of_rank, on_ranks
@@ -50,6 +51,7 @@ def run_trial(config: Config, checkpoint_dir: Path | None = None) -> Iterator[Re
     Raises:
         StoreError: no prepared store; LoaderError, ValueError: data and config do not fit.
         NonFiniteLossError: a loss stopped being a number; the message names step and term.
+        DeviceError: no such GPU on this machine.
         OutOfMemoryError: the message says which `training.micro_batch` fits.
         RankError, RankLost: another process of the trial failed or vanished.
     """
@@ -108,6 +110,7 @@ def _schooled(prototypes: Tensor | None, is_learning: bool) -> Tensor | None:
 
 def _run(config: Config, checkpoint_dir: Path | None, ranks: Ranks) -> Iterator[Record]:
     check_tasks(config.evaluation.tasks)
+    require_device(config.training.device)
     store, tokenizer = _opened(config)
     device = torch.device(config.training.device)
     loader = TrainLoader(store, tokenizer, config, device, ranks.rank)

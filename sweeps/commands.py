@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from medst.config import parse_overrides
+from medst.data.store import StoreError
 from medst.tracking import (
     PRIVATE_NOTICE,
     TrackingPlace,
@@ -33,9 +34,11 @@ from medst.tracking.names import STUDY
 from medst.tracking.studies import StudyKind, end_study_run, log_study_cost
 from sweeps.accounting import Account, account
 from sweeps.data import ensure_data, existing_data
+from sweeps.dry_run import show_dry_run
 from sweeps.ledger import Ledger, adopt_shared, read_ledger, reap_lost
 from sweeps.live import LiveView, progress_line
 from sweeps.planning import Plan
+from sweeps.preflight import check_trials
 from sweeps.sharing import run_with_others
 from sweeps.study import Study, describe_study, find_study, load_study, plan_document
 from sweeps.trials import DataFacts, StoreId, Trial, checkpoint_dir, expand, expand_tuning, needed_data, specify
@@ -126,6 +129,8 @@ def run_study(loaded: Study, executor: ExecutorName, jobs: int | None, *, projec
         finished_before = frozenset(plan.ledger.keys_in(TrialState.FINISHED, plan.all_keys))
         to_run = _to_run(plan, should_retry_failed)
         plan.show(console, to_run)
+        if trial_function is None:
+            check_trials(to_run, project)
         study_run = _track_plan(plan, place, bool(to_run), kind)
         is_interrupted = False
         try:
@@ -153,19 +158,32 @@ def run_study(loaded: Study, executor: ExecutorName, jobs: int | None, *, projec
 def plan_sweep(study: str, assignments: Sequence[str] = (), executor: ExecutorName = "ray", jobs: int | None = None,
                base: Path | None = None, data_root: Path | None = None, *, project: Path | None = None,
                should_retry_failed: bool = False, known_metrics: Iterable[str] | None = None,
-               console: Console | None = None) -> int:
-    """Print what `run_sweep` with the same arguments would do. Makes and runs nothing."""
+               is_dry_run: bool = False, console: Console | None = None) -> int:
+    """Print what `run_sweep` with the same arguments would do. Makes and runs nothing.
+
+    Args:
+        is_dry_run: also estimate steps, memory, time and disk of what is to run, from a few pairs of each kind.
+
+    Raises:
+        ValueError: as `run_sweep`; a dry run of data that are not prepared.
+    """
     console = console or Console()
     project = (project or Path.cwd()).absolute()
     place = TrackingPlace.of_project(project)
     loaded = _load(study, assignments, base, data_root, project, known_metrics)
     num_parallel = 1 if executor == "inline" else jobs or os.cpu_count() or 1
     facts = existing_data(loaded, project)
+    if facts is None and is_dry_run:
+        raise StoreError("--dry-run computes a few pairs, and the data are not prepared yet; do it with: medst data "
+                         f"prepare --data {loaded.reference.config.data.root}")
     if facts is None:
         console.print("The data are not prepared yet: what is done already shows when they are.", highlight=False)
         facts = dict.fromkeys(needed_data(loaded), DataFacts("not prepared", "", is_credentialed=True))
     plan = make_plan(loaded, place, facts, num_parallel)
-    plan.show(console, _to_run(plan, should_retry_failed))
+    to_run = _to_run(plan, should_retry_failed)
+    plan.show(console, to_run)
+    if is_dry_run:
+        show_dry_run(to_run, project, num_parallel, console)
     return FINISHED_CODE
 
 

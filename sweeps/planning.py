@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
@@ -74,6 +75,11 @@ class Plan:
         """Mean of the study's measured trials, else the guess of its file; whether it was measured."""
         measured = self.ledger.measured_seconds([*self.keys, *(trial.key for trial in self.tuning)])
         return (fmean(measured), True) if measured else (self.study.file.seconds_per_trial, False)
+
+    @property
+    def _has_own_base(self) -> bool:
+        """Whether the experiments under all arms are those of the file, by their names: folders may differ."""
+        return [Path(base).name for base in self.study.base] == [Path(base).name for base in self.study.file.base]
 
     def seconds(self, trials: Iterable[Trial]) -> Iterator[float]:
         """What each of these trials will take: the mean of its arm's measured trials, else of the study's."""
@@ -148,6 +154,9 @@ class Plan:
         if not to_run:
             return "."
         mean, is_measured = self.seconds_per_trial()
+        if not is_measured and not self._has_own_base:
+            return (": their time is not known before one is finished, since the study's guess is for its own base; "
+                    "`medst sweep plan --dry-run` estimates it from a few pairs.")
         seconds = list(self.seconds(to_run))
         cpu = sum(time * trial.resources.cpus for time, trial in zip(seconds, to_run, strict=True))
         gpu = sum(time * trial.num_gpus for time, trial in zip(seconds, to_run, strict=True))

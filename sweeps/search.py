@@ -34,6 +34,7 @@ from medst.tracking.studies import end_study_run
 from sweeps.commands import FINISHED_CODE, INTERRUPTED_CODE, UNFINISHED_CODE, ExecutorName, StudyBusyError
 from sweeps.ledger import read_ledger, reap_lost
 from sweeps.live import LiveView, duration, progress_line
+from sweeps.preflight import require_gpus
 from sweeps.searching.conductor import Conductor, Setting
 from sweeps.searching.history import Attempt, definition_of, read_attempts
 from sweeps.searching.importance import importances
@@ -135,15 +136,16 @@ def _compute(search: Search, conductor: Conductor, place: TrackingPlace, executo
         rungs = Rungs(search.name, conductor.definition, search.file.objectives[0], search.directions[0] == "maximize",
                       search.file.pruning.first_pairs, search.file.pruning.reduction, place.uri, place.experiment)
     seconds = _measured_seconds(conductor.attempts) or search.file.seconds_per_trial
+    resources, config = search.file.resources, search.config({})
+    num_gpus = resources.gpus if resources.gpus is not None else float(config.training.device.startswith("cuda"))
+    if trial_function is None:
+        require_gpus(config, num_gpus)
     with LiveView(search.name, conductor.num_left, seconds, num_parallel, console) as view:
         if executor == "inline":
             _compute_inline(conductor, rungs, view, trial_function or default_trial_function())
             return
         from sweeps.searching.on_ray import run_search_on_ray
 
-        resources = search.file.resources
-        is_on_gpu = search.config({}).training.device.startswith("cuda")
-        num_gpus = resources.gpus if resources.gpus is not None else float(is_on_gpu)
         run_search_on_ray(conductor, rungs, view, place.folder / "ray" / f"search-{search.name}", num_parallel,
                           trial_function, resources.cpus, num_gpus)
 

@@ -29,6 +29,7 @@ class DataFacts:
 
 
 ONE_CPU = Resources()
+_TIMM_FOLDER = "local-dir:"
 
 
 @dataclass(frozen=True)
@@ -197,9 +198,17 @@ def absolute_places(config: Config, folder: Path) -> dict[str, str]:
     places = {"data.root": config.data.root, "data.store": config.data.store}
     # These may be names of a hub instead of paths.
     names = {"data.vocabulary": config.data.vocabulary, "model.image.name": config.model.image.name,
-             "model.text.name": config.model.text.name}
-    places.update({key: name for key, name in names.items() if name is not None and (folder / name).exists()})
-    return {key: str((folder / path).absolute()) for key, path in places.items() if path is not None}
+             "model.text.name": config.model.text.name, "model.weights": config.model.weights}
+    found = {key: str((folder / path).absolute()) for key, path in places.items() if path is not None}
+    for key, name in names.items():
+        if name is None:
+            continue
+        # timm marks folders by a scheme.
+        scheme = _TIMM_FOLDER if name.startswith(_TIMM_FOLDER) else ""
+        path = folder / name.removeprefix(scheme)
+        if path.exists():
+            found[key] = scheme + str(path.absolute())
+    return found
 
 
 def checkpoint_dir(place: TrackingPlace, key: str) -> Path:

@@ -203,6 +203,23 @@ def test_workers_get_absolute_paths_and_the_store_the_paths_as_written(project: 
     assert spec.tracked_config() == trials[1].config
     assert absolute_places(Config.model_validate({"data": {"root": "/data", "vocabulary": "bert"}}), project) == {
         "data.root": "/data"}
+    # Local weights, in the folder from which the sweep was started.
+    (project / "deit").mkdir()
+    (project / "medst.ckpt").touch()
+    local = override(Config(), {"data.root": "/data", "model.image.name": "local-dir:deit",
+                                "model.weights": "medst.ckpt", "model.text.name": "emilyalsentzer/Bio_ClinicalBERT"})
+    assert absolute_places(local, project) == {
+        "data.root": "/data", "model.image.name": f"local-dir:{project / 'deit'}",
+        "model.weights": str(project / "medst.ckpt")}
+
+
+def test_a_foreign_base_has_no_guess_of_time(project: Path) -> None:
+    (project / "other.yaml").write_text("training: {epochs: 9.0}\n")
+    output = StringIO()
+    for base in (None, Path("other.yaml")):
+        plan_sweep("tiny", base=base, project=project, console=Console(file=output, width=200))
+    own, other = output.getvalue().split("4 to run")[1:]
+    assert "a guess" in own and "a guess" not in other and "--dry-run" in other
 
 
 # ---- Running -----------------------------------------------------------------------------------------------------

@@ -81,7 +81,9 @@ class _Building:
     def write_table(self, name: str, frame: pd.DataFrame) -> None:
         frame = frame.reset_index(drop=True)
         schema = pa.Schema.from_pandas(frame, preserve_index=False)
-        self.write_chunks(name, schema, [frame], len(frame))
+        chunks = (frame.iloc[start:start + _ROWS_PER_CHUNK].reset_index(drop=True)
+                  for start in range(0, max(len(frame), 1), _ROWS_PER_CHUNK))
+        self.write_chunks(name, schema, chunks, len(frame))
 
     def write_chunks(self, name: str, schema: pa.Schema, chunks: Any, num_rows: int) -> None:
         """Write a table piece by piece; the digest is that of the whole as JSON, however it is cut.

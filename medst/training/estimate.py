@@ -1,7 +1,8 @@
 """What a trial will take, before anything long starts: steps, memory, time, disk.
 
 A few pairs pass forward and backward once. What autograd keeps is counted tensor by tensor, so that the memory is that
-of any device; it grows with the pairs that are held at once. The time is this machine's.
+of any device; it grows with the pairs that are held at once. The time is this machine's, on its CPU where it lacks the
+GPU of the config.
 What must not live here: the training itself.
 """
 
@@ -22,6 +23,7 @@ from medst.data.store import Store
 from medst.data.tokenizer import Tokenizer
 from medst.model import MedST
 from medst.objectives import medst_objective
+from medst.training.device import is_usable
 from medst.training.loop import autocast, num_steps
 
 _MEASURED_PAIRS = 4
@@ -45,19 +47,32 @@ class Estimate:
     seconds_per_step: float
     measured_pairs: int
     store_bytes: int
+    model_bytes: int
+    """Of the finished model."""
     checkpoint_bytes: int
     """Two checkpoints and the finished model."""
     free_bytes: int
     """On the disk of the checkpoints."""
     device: str
+    """On which the step was timed."""
 
     @property
     def seconds_per_epoch(self) -> float:
         return self.seconds_per_step * self.steps_per_epoch
 
+    @property
+    def seconds(self) -> float:
+        """Of the whole training, without evaluation."""
+        return self.seconds_per_step * self.num_steps
+
+    @property
+    def memory_bytes(self) -> int:
+        """Weights, optimiser and activations, without what the libraries need."""
+        return self.weight_bytes + self.activation_bytes
+
     def rows(self) -> list[tuple[str, str]]:
         """Title and value of every line to print."""
-        hours = self.seconds_per_step * self.num_steps / 3600
+        hours = self.seconds / 3600
         return [
             ("training", f"{self.num_pairs:,} pairs of {self.num_patients:,} patients"),
             ("steps", f"{self.num_steps:,}, {self.steps_per_epoch:,} an epoch"),
@@ -65,8 +80,7 @@ class Estimate:
             ("memory, weights and optimiser", f"{self.weight_bytes / _GIB:.2f} GiB (computed)"),
             ("memory, activations", f"{self.activation_bytes / _GIB:.2f} GiB for {self.pairs_held} pairs held at once "
                                     f"(counted on {self.measured_pairs})"),
-            ("memory, in all", f"{(self.weight_bytes + self.activation_bytes) / _GIB:.2f} GiB and what the libraries "
-                               "need"),
+            ("memory, in all", f"{self.memory_bytes / _GIB:.2f} GiB and what the libraries need"),
             ("time", f"{self.seconds_per_step:.2f} s a step, {self.seconds_per_epoch / 3600:.2f} h an epoch, "
                      f"{hours:.1f} h in all, without evaluation (a step of {self.measured_pairs} pairs timed on "
                      f"{self.device})"),
@@ -99,12 +113,17 @@ def estimate(config: Config, store: Store, tokenizer: Tokenizer, place: Path) ->
     Raises:
         ValueError: data and config do not fit, as training would find.
     """
+    title = config.training.device
+    if not is_usable(title):
+        title = f"the CPU, since there is no {title} here"
+        config = override(config, {"training.device": "cpu"})
     device = torch.device(config.training.device)
     loader = TrainLoader(store, tokenizer, config, device)
     model = MedST.create(config, tokenizer.vocabulary_size).to(device).train()
     size = min(config.training.pairs_per_batch, max(_MEASURED_PAIRS, config.data.sequence_length))
     small = TrainLoader(store, tokenizer, override(config, {
-        "training.pairs_per_batch": size, "training.micro_batch": 0, "training.small_batches": "corrected"}), device)
+        "training.pairs_per_batch": size, "training.micro_batch": 0, "training.small_batches": "corrected",
+        "training.world_size": 1}), device)
     for encoder in (model.image_encoder, model.text_encoder):
         encoder.micro_batch = 0
     batches = small.batches(0)
@@ -123,8 +142,8 @@ def estimate(config: Config, store: Store, tokenizer: Tokenizer, place: Path) ->
         weight_bytes=weights + 3 * trained, activation_bytes=round(num_bytes * held / size), pairs_held=held,
         seconds_per_step=seconds * config.training.pairs_per_batch / size / config.training.world_size,
         measured_pairs=size, store_bytes=sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file()),
-        checkpoint_bytes=2 * (weights + 2 * trained) + weights, free_bytes=shutil.disk_usage(place).free,
-        device=str(device))
+        model_bytes=weights, checkpoint_bytes=2 * (weights + 2 * trained) + weights,
+        free_bytes=shutil.disk_usage(place).free, device=title)
 
 
 def _step(model: MedST, batch: Batch, config: Config) -> tuple[int, float]:
