@@ -2,7 +2,8 @@
 
 `medst.py` puts the model together; `routing.py` decides which expert serves which token, `experts.py` holds
 the experts, `image.py` and `text.py` the encoders, `heads.py` the projections, `weights.py` all reading and
-writing of weights, `accounting.py` the costs. What must not live here: losses, optimisers, data reading.
+writing of weights, `accounting.py` the costs. `joint.py` says what evaluation asks of a model; `biovil_t.py` is another
+one that answers it. What must not live here: losses, optimisers, data reading.
 """
 
 from medst.model.medst import MedST

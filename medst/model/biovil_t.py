@@ -36,7 +36,7 @@ NUM_BLOCKS, NUM_HEADS = 3, 8
 PATCH_SIZE = 32
 """Pixels of a patch's side: the stride of the residual network."""
 _IMAGES_PER_CALL = 16
-"""At 448 pixels the activations of one image take 40 MB."""
+"""At 448 pixels the activations of one image take 50 MB."""
 
 
 def sine_positions(height: int, width: int, channels: int) -> Tensor:
