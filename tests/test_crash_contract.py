@@ -110,6 +110,8 @@ class Server:
 
     def start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+        # As `medst dashboard` does: its queue of jobs is a dozen processes that nobody asked for.
+        environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
         with open(self._folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "mlflow", "server", "--backend-store-uri",
@@ -261,9 +263,11 @@ def server(tmp_path: Path) -> Iterator[Server]:
     folder = tmp_path / "server"
     fresh_place(folder)
     started = Server(folder)
-    started.start()
-    yield started
-    started.kill()
+    try:
+        started.start()
+        yield started
+    finally:
+        started.kill()
 
 
 def sabotage(project: Path, place: TrackingPlace, server: Server | None, executor: str, seed: int, num_kills: int
