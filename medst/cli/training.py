@@ -169,12 +169,14 @@ def evaluate(
     from medst.data.splits import with_held_out_patients
     from medst.evaluation.contamination import contamination
     from medst.evaluation.judged import judged_config, open_judged
+    from medst.training.device import require_device
 
     torch.set_num_threads(threads)
     overrides = parse_overrides(assignments or [])
     if data is not None:
         overrides["data.root"] = str(data)
     config = judged_config(weights, overrides, protocol is Protocol.as_published)
+    require_device(config.training.device)
     store = prepared_store(config)
     model, tokenizer = open_judged(weights, store, config)
     model.to(config.training.device)
