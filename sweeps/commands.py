@@ -112,8 +112,7 @@ def run_study(loaded: Study, executor: ExecutorName, jobs: int | None, *, projec
             console.print(PRIVATE_NOTICE, highlight=False, soft_wrap=True)
         specs = specify(to_run, study=name, place=place, project=project, parent_run_id=study_run,
                         environment=describe_environment(project), is_private_tracked=is_private_tracking_allowed())
-        seconds, _ = plan.seconds_per_trial()
-        with LiveView(name, len(specs), seconds, num_parallel, console) as view:
+        with LiveView(name, len(specs), sum(plan.seconds(to_run)), num_parallel, console) as view:
             if executor == "inline":
                 from sweeps.inline import run_inline
 

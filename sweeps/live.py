@@ -34,11 +34,11 @@ def duration(seconds: float) -> str:
 class LiveView(AbstractContextManager["LiveView"]):
     """Told of starts, progress and ends by trial name; shows them. Used from one thread."""
 
-    def __init__(self, study: str, num_trials: int, seconds_per_trial: float, num_parallel: int,
+    def __init__(self, study: str, num_trials: int, seconds: float, num_parallel: int,
                  console: Console | None = None) -> None:
         self._study = study
         self._num_trials = num_trials
-        self._guess = num_trials * seconds_per_trial / max(1, num_parallel)
+        self._guess = seconds / max(1, num_parallel)
         self._console = console or Console()
         self._began = time.monotonic()
         self._spoke = self._began

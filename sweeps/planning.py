@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
@@ -71,25 +72,30 @@ class Plan:
         return sum(entry.state is TrialState.FINISHED and bool(set(entry.studies or ()) - {self.study.name})
                    for entry in entries)
 
-    def seconds_per_trial(self) -> tuple[float, bool]:
-        """Mean of the study's measured trials, else the guess of its file; whether it was measured."""
-        measured = self.ledger.measured_seconds([*self.keys, *(trial.key for trial in self.tuning)])
-        return (fmean(measured), True) if measured else (self.study.file.seconds_per_trial, False)
-
     @property
     def _has_own_base(self) -> bool:
         """Whether the experiments under all arms are those of the file, by their names: folders may differ."""
         return [Path(base).name for base in self.study.base] == [Path(base).name for base in self.study.file.base]
 
+    @cached_property
+    def _measured(self) -> Mapping[Hashable, float]:
+        """Arm, and length of training -> mean seconds of their finished trials."""
+        found: dict[Hashable, list[float]] = {}
+        for trial in (*self.trials, *self.tuning):
+            for seconds in self.ledger.measured_seconds([trial.key]):
+                found.setdefault(trial.arm, []).append(seconds)
+                found.setdefault(_length(trial), []).append(seconds)
+        return {key: fmean(seconds) for key, seconds in found.items()}
+
+    def is_measured(self, trial: Trial) -> bool:
+        """Whether a trial of its arm, or one that trains for as long, has been measured."""
+        return trial.arm in self._measured or _length(trial) in self._measured
+
     def seconds(self, trials: Iterable[Trial]) -> Iterator[float]:
-        """What each of these trials will take: the mean of its arm's measured trials, else of the study's."""
-        overall, _ = self.seconds_per_trial()
-        by_arm: dict[str, list[float]] = {}
-        for trial in self.trials:
-            by_arm.setdefault(trial.arm, []).extend(self.ledger.measured_seconds([trial.key]))
-        means = {arm: fmean(measured) for arm, measured in by_arm.items() if measured}
+        """What each will take: as its arm did, else as trials that train as long, else the guess of the file."""
+        guess = self.study.file.seconds_per_trial
         for trial in trials:
-            yield means.get(trial.arm, overall)
+            yield self._measured.get(trial.arm, self._measured.get(_length(trial), guess))
 
     def show(self, console: Console, to_run: Sequence[Trial]) -> None:
         """Print the plan. Takes what is to run from the caller, who knows whether failed trials are retried."""
@@ -153,19 +159,25 @@ class Plan:
     def _estimate(self, to_run: Sequence[Trial]) -> str:
         if not to_run:
             return "."
-        mean, is_measured = self.seconds_per_trial()
+        is_measured = all(map(self.is_measured, to_run))
         if not is_measured and not self._has_own_base:
             return (": their time is not known before one is finished, since the study's guess is for its own base; "
                     "`medst sweep plan --dry-run` estimates it from a few pairs.")
         seconds = list(self.seconds(to_run))
         cpu = sum(time * trial.resources.cpus for time, trial in zip(seconds, to_run, strict=True))
         gpu = sum(time * trial.num_gpus for time, trial in zip(seconds, to_run, strict=True))
+        mean = fmean(seconds)
         undecided = self.num_undecided * mean
         cost = f"{(cpu + undecided) / 3600:.1f} core hours" + (f", {gpu / 3600:.1f} GPU hours" if gpu else "")
         later = " with what waits" if undecided else ""
         return (f": about {duration((cpu + undecided) / self.num_parallel)}{later} on {self.num_parallel} "
                 f"{'core' if self.num_parallel == 1 else 'cores'} ({mean:.0f} s a trial, "
                 f"{'measured' if is_measured else 'a guess'}), {cost}.")
+
+
+def _length(trial: Trial) -> Hashable:
+    training = trial.config.training
+    return training.epochs, training.mgca_epochs
 
 
 def alias_lines(fraction: Fraction, labels: Sequence[str]) -> Iterator[str]:

@@ -140,7 +140,7 @@ def _compute(search: Search, conductor: Conductor, place: TrackingPlace, executo
     num_gpus = resources.gpus if resources.gpus is not None else float(config.training.device.startswith("cuda"))
     if trial_function is None:
         require_gpus(config, num_gpus)
-    with LiveView(search.name, conductor.num_left, seconds, num_parallel, console) as view:
+    with LiveView(search.name, conductor.num_left, conductor.num_left * seconds, num_parallel, console) as view:
         if executor == "inline":
             _compute_inline(conductor, rungs, view, trial_function or default_trial_function())
             return

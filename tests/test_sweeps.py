@@ -24,8 +24,9 @@ from medst.tracking import TrackingPlace, TrialState, list_artifacts, load_plan,
 from medst.tracking.connection import client
 from sweeps import commands
 from sweeps.commands import StudyBusyError, plan_sweep, run_sweep
-from sweeps.ledger import read_ledger
+from sweeps.ledger import Ledger, LedgerEntry, read_ledger
 from sweeps.live import LiveView, duration
+from sweeps.planning import Plan
 from sweeps.study import find_study, load_study, plan_document
 from sweeps.study_errors import StudyError
 from sweeps.trials import DataFacts, absolute_places, expand, specify, store_id
@@ -157,7 +158,8 @@ def test_every_study_of_the_project_loads(repository: Path) -> None:
     assert names == [path.stem for path in paths]
     assert set(names) == {"audit_change", "audit_lateral", "audit_order", "audit_seeds", "audit_sides",
                           "audit_transfer", "baselines", "components", "curriculum", "experts", "fidelity", "lambda",
-                          "lateral_fraction", "learning", "overview", "sequence_length", "smoke"}
+                          "lateral_fraction", "learning", "overview", "sequence_length", "single_visit",
+                          "smoke"}
 
 
 def test_the_fidelity_study_turns_every_switch(repository: Path) -> None:
@@ -220,6 +222,23 @@ def test_a_foreign_base_has_no_guess_of_time(project: Path) -> None:
         plan_sweep("tiny", base=base, project=project, console=Console(file=output, width=200))
     own, other = output.getvalue().split("4 to run")[1:]
     assert "a guess" in own and "a guess" not in other and "--dry-run" in other
+
+
+def test_short_trials_say_nothing_of_the_time_of_long_ones(project: Path) -> None:
+    write_study(project, STUDY.replace("  full: {}\n", "  full: {}\n  untrained: {training.epochs: 0.0}\n"))
+    study = load_study(find_study("tiny", project), project=project)
+    trials = expand(study, {store_id(arm.config.data): FACTS for arm in study.arms})
+    untrained = [trial for trial in trials if trial.arm == "untrained"]
+    assert 0 < len(untrained) < len(trials)
+    ledger = Ledger({untrained[0].key: LedgerEntry(TrialState.FINISHED, seconds=2.0)})
+    guess = study.file.seconds_per_trial
+    assert list(Plan(study, trials, ledger, 1).seconds(trials)) == [
+        2.0 if trial.arm == "untrained" else guess for trial in trials]
+    # One that trains for as long tells of all that do.
+    longer = next(trial for trial in trials if trial.arm != "untrained")
+    ledger = Ledger({**ledger.entries, longer.key: LedgerEntry(TrialState.FINISHED, seconds=70.0)})
+    assert list(Plan(study, trials, ledger, 1).seconds(trials)) == [
+        2.0 if trial.arm == "untrained" else 70.0 for trial in trials]
 
 
 # ---- Running -----------------------------------------------------------------------------------------------------
