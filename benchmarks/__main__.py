@@ -24,14 +24,17 @@ from rich.console import Console
 
 from benchmarks import report
 from benchmarks.curves import measure_curves, measure_shares
-from benchmarks.growth import measure_growth
+from benchmarks.engine import measure_overhead
+from benchmarks.growth import measure_growth, measure_rooms
 from benchmarks.input import measure_input
 from benchmarks.measuring import CLOCKS, machine, use_clock
 from benchmarks.settings import configuration
 from benchmarks.sharing import measure_sharing
 from benchmarks.training import FAST_NAME, measure_memory, measure_training
 
-PARTS = ("training", "memory", "input", "shares", "sharing", "growth", "curves")
+PARTS = ("training", "memory", "input", "shares", "sharing", "growth", "curves", "sweep", "rooms")
+CPU_ONLY = ("sweep", "rooms")
+"""Parts that do not touch the device and start Ray; with an accelerator only on request."""
 CPU_PAIRS = {"tiny": 32, "small": 32, "paper": 8}
 GPU_PAIRS = {"tiny": 32, "small": 32, "paper": 64}
 CPU_MEMORY_PAIRS, GPU_MEMORY_PAIRS = (4, 8, 16), (16, 32, 64, 128)
@@ -43,16 +46,19 @@ CURVE_STEPS, PROFILED_STEPS = 300, 8
 def main() -> None:
     """Read the options, measure, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure what training costs.")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=None,
+                        help=f"parts to measure; default: all, on an accelerator without {', '.join(CPU_ONLY)}")
     parser.add_argument("--settings", nargs="+", choices=tuple(CPU_PAIRS), default=list(CPU_PAIRS))
     parser.add_argument("--minutes", type=float, default=8.0, help="time that the timed parts share")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of one process; small trials have one")
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="processor: for a busy CPU, one thread")
     parser.add_argument("--pairs", type=int, default=None, help="pairs in a batch of the paper setting")
+    parser.add_argument("--memory-pairs", type=int, nargs="+", default=None, help="batches whose memory is measured")
     parser.add_argument("--data", default="data/phantom/tiny", help="prepared phantom for curves and profile")
     parser.add_argument("--out", type=Path, default=Path("results"))
     options = parser.parse_args()
+    chosen = options.only or [part for part in PARTS if options.device == "cpu" or part not in CPU_ONLY]
     torch.set_num_threads(options.threads)
     console = Console()
     results = _kept(options.out / "bench.json")
@@ -78,27 +84,32 @@ def main() -> None:
     pairs["paper"] = options.pairs or pairs["paper"]
     configs = {name: configuration(name, options.device) for name in options.settings}
     tiny = configuration("tiny", options.device, **{"data.root": options.data, "training.learning_rate": 2.0e-3})
-    if "training" in options.only:
+    if "training" in chosen:
         for name, config in configs.items():
             part("training", partial(measure_training, name, config, pairs[name], seconds=seconds[name]), name)
-    if "memory" in options.only:
-        sizes = CPU_MEMORY_PAIRS if options.device == "cpu" else GPU_MEMORY_PAIRS
+    if "memory" in chosen:
+        sizes = options.memory_pairs or (CPU_MEMORY_PAIRS if options.device == "cpu" else GPU_MEMORY_PAIRS)
         part("memory", lambda: measure_memory("paper", configuration("paper", options.device), sizes))
-    if "input" in options.only:
+    if "input" in chosen:
         for name in ("tiny", "paper"):
             if name in results.get("training", {}):
                 step = results["training"][name]
                 rate = step["pairs"] / step["seconds"][FAST_NAME]["median"]
                 config = configuration(name, "cpu", **{"training.pairs_per_batch": 32})
-                part("input", partial(measure_input, config, rate, seconds=seconds["input"] / 2, num_studies=512), name)
-    if "shares" in options.only:
+                part("input", partial(measure_input, config, rate, step["operations"] / step["pairs"],
+                                      seconds=seconds["input"] / 2, num_studies=512), name)
+    if "shares" in chosen:
         part("shares", lambda: measure_shares(tiny, PROFILED_STEPS))
-    if "sharing" in options.only:
+    if "sharing" in chosen:
         part("sharing", lambda: measure_sharing(options.device, seconds=seconds["sharing"]))
-    if "growth" in options.only:
+    if "growth" in chosen:
         part("growth", lambda: measure_growth(options.device, seconds=seconds["growth"]))
-    if "curves" in options.only:
+    if "curves" in chosen:
         part("curves", lambda: measure_curves(tiny, CURVE_STEPS))
+    if "sweep" in chosen:
+        part("sweep", measure_overhead)
+    if "rooms" in chosen:
+        part("rooms", measure_rooms)
     console.print(report.markdown(results), markup=False)
     console.print(f"written: {options.out}/bench.json, bench.md and figures")
 

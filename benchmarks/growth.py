@@ -1,18 +1,27 @@
-"""Step time against batch, sequence length, image size and number of experts, with the exponent of each.
+"""How time grows with size, with the exponent of each growth: of a training step, and of the rooms around training.
 
-Expected: batch 1 (linear; less while the fixed cost of a step counts), image size 2 (patches) and above (attention),
-sequence length and experts 0 (a batch holds as many pairs, a token passes through one expert). What must not live here:
-growth of the engine, of the store and of the analysis (engine.py, preparation.py).
+Expected of a step: batch 1 (linear; less while the fixed cost of a step counts), image size 2 (patches) and above
+(attention), sequence length and experts 0 (a batch holds as many pairs, a token passes through one expert). Of the
+rooms: a sweep is linear in its trials and shrinks with its workers, preparation is linear in images, analysis in runs;
+less than that where a fixed cost counts. What must not live here: how the rooms are measured (engine.py,
+preparation.py, analysis.py).
 """
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmarks import analysis, engine, preparation
 from benchmarks.measuring import Step, growth_exponent, interleave, spread
 from benchmarks.published_way import FAST
 from benchmarks.settings import configuration
 from benchmarks.training import TrainingStep
+from medst.tracking import TrackingPlace
 
 _PAIRS = 32
 SWEPT: dict[str, tuple[float, tuple[int, ...]]] = {
@@ -23,14 +32,12 @@ SWEPT: dict[str, tuple[float, tuple[int, ...]]] = {
 
 
 def measure_growth(device: str, *, seconds: float) -> dict[str, Any]:
-    """Times and exponents of every factor."""
+    """Seconds of a step and exponents of every factor."""
     results: dict[str, Any] = {}
     for factor, (expected, sizes) in SWEPT.items():
         steps: dict[str, Step] = {str(size): _step(factor, size, device) for size in sizes}
         times = interleave(steps, device, seconds=seconds / len(SWEPT))
-        medians = [float(spread(times.of(str(size)))["median"]) for size in sizes]
-        results[factor] = {"sizes": list(sizes), "seconds": {name: spread(times.of(name)) for name in steps},
-                           "exponent": growth_exponent(sizes, medians), "expected": expected}
+        results[factor] = _result([spread(times.of(str(size))) for size in sizes], sizes, expected)
     return results
 
 
@@ -41,3 +48,56 @@ def _step(factor: str, size: int, device: str) -> Step:
     }[factor]
     step = TrainingStep("tiny", configuration("tiny", device, **changes), size if factor == "batch" else _PAIRS)
     return lambda: step.take(FAST)
+
+
+def _result(seconds: list[dict[str, float]], sizes: tuple[int, ...], expected: float) -> dict[str, Any]:
+    return {"sizes": list(sizes), "seconds": {str(size): item for size, item in zip(sizes, seconds, strict=True)},
+            "exponent": growth_exponent(sizes, [item["median"] for item in seconds]), "expected": expected}
+
+
+_ARMS = 4
+_RESTING_SECONDS, _RESTING_TRIALS = 2.0, 16
+_STORED_SIDE = 64
+
+
+def _sweep_of(num_trials: int, folder: Path) -> float:
+    """Trials that do nothing, one after the other on one worker."""
+    engine.write_project(folder, _ARMS, num_trials // _ARMS)
+    return engine.run_on_ray(folder, TrackingPlace.of_project(folder), 0.0, 1)[0]
+
+
+def _sweep_on(num_workers: int, folder: Path) -> float:
+    """Trials of two seconds side by side."""
+    engine.write_project(folder, _ARMS, _RESTING_TRIALS // _ARMS)
+    return engine.run_on_ray(folder, TrackingPlace.of_project(folder), _RESTING_SECONDS, num_workers)[0]
+
+
+def _preparation_of(num_images: int, folder: Path) -> float:
+    preparation.write_corpus(folder / "corpus", num_images)
+    return preparation.measure_preparation(folder / "corpus", folder / "store", _STORED_SIDE, 1)["seconds"]
+
+
+def _analysis_of(num_runs: int, folder: Path) -> float:
+    folder.mkdir()
+    return analysis.measure(num_runs, folder)["first"]
+
+
+ROOMS: dict[str, tuple[Callable[[int, Path], float], float, tuple[int, ...]]] = {
+    "trials of a sweep": (_sweep_of, 1.0, (16, 32, 64, 128)),
+    "workers of a sweep": (_sweep_on, -1.0, (1, 2, 4, 8)),
+    "images prepared": (_preparation_of, 1.0, (1000, 4000, 16_000)),
+    "runs analysed": (_analysis_of, 1.0, (1000, 3000, 10_000)),
+}
+"""Factor -> how it is measured, expected exponent and sizes."""
+
+
+def measure_rooms() -> dict[str, Any]:
+    """Seconds and exponents of sweep, preparation and analysis; each size once. Wall time."""
+    results = {}
+    for factor, (measure, expected, sizes) in ROOMS.items():
+        seconds = []
+        for size in sizes:
+            with tempfile.TemporaryDirectory(prefix="medst-bench-") as scratch:
+                seconds.append(spread(np.array([measure(size, Path(scratch) / "project")])))
+        results[factor] = _result(seconds, sizes, expected)
+    return results

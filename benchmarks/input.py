@@ -28,6 +28,8 @@ from medst.data.tokenizer import Tokenizer, build_tokenizer
 _RAW_SIDES = (3050, 2500)
 """Height and width of a typical image of MIMIC-CXR-JPG."""
 _NUM_RAW = 4
+ACCELERATOR_OPERATIONS = 0.45 * 989.0e12
+"""Operations a second of an assumed accelerator: an NVIDIA H100's peak in bfloat16, at a utilisation of 45 %."""
 _WORDS = ("there", "is", "a", "small", "left", "pleural", "effusion", "no", "focal", "consolidation", "unchanged",
           "heart", "size", "normal", "lungs", "are", "clear", "right", "lower", "lobe", "opacity", "pneumothorax",
           "interval", "improvement")
@@ -82,11 +84,14 @@ def published_item(
     return to_unit_range(crop(pixels[None], corners, config.data.crop_size))
 
 
-def measure_input(config: Config, pairs_per_second: float, *, seconds: float, num_studies: int) -> dict[str, Any]:
-    """Images a second on one core.
+def measure_input(
+    config: Config, pairs_per_second: float, operations_per_pair: float, *, seconds: float, num_studies: int
+) -> dict[str, Any]:
+    """Images a second on one core, against what the measured step takes and what an assumed accelerator would.
 
     Args:
         pairs_per_second: what the training step takes, from `benchmarks.training`.
+        operations_per_pair: floating-point operations of its forward and backward pass.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -116,6 +121,8 @@ def measure_input(config: Config, pairs_per_second: float, *, seconds: float, nu
             "ratio": spread(ours / theirs), "images_per_pair": images_per_pair,
             "step_images_per_second": pairs_per_second * images_per_pair,
             "times_what_the_step_takes": spread(ours / (pairs_per_second * images_per_pair)),
+            "accelerator_operations_per_second": ACCELERATOR_OPERATIONS,
+            "cores_for_an_accelerator": spread(ACCELERATOR_OPERATIONS / operations_per_pair * images_per_pair / ours),
         }
 
 

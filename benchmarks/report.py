@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from benchmarks.training import ANOMALY_NAME, FAST_NAME, PUBLISHED_NAME, REDUCED_NAME
 
 matplotlib.use("Agg")
+
+_GROWTH = {"growth": "a training step at tiny", "rooms": "sweep, preparation and analysis"}
+"""Parts whose results are one growth for each factor -> of what."""
 
 
 def write(results: dict[str, Any], folder: Path) -> list[Path]:
@@ -27,9 +32,9 @@ def write(results: dict[str, Any], folder: Path) -> list[Path]:
         temporary = path.with_name(f".{path.name}.new")
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
-    if "growth" in results:
-        growth = {factor: item for factor, item in results["growth"].items() if factor != "measured_on"}
-        paths.append(_growth_figure(growth, folder / "bench-growth.png"))
+    for name in _GROWTH:
+        if name in results:
+            paths.append(_growth_figure(_factors(results[name]), folder / f"bench-{name}.png"))
     if "curves" in results:
         paths.append(_curves_figure(results["curves"], folder / "bench-curves.png"))
     if "memory" in results:
@@ -50,11 +55,15 @@ def _lines(results: dict[str, Any]) -> Iterator[str]:
         yield from _memory_lines(results["memory"])
     if "input" in results:
         yield from _table("Input, one core", ["setting", "ours, images/s", "published, images/s", "ratio", "step takes",
-                                              "ours against the step"],
+                                              "ours against the step", "cores for an assumed accelerator"],
                           [[name, _number(item["images_per_second"]["ours"]),
                             _number(item["images_per_second"]["published"]), _number(item["ratio"]),
-                            f"{item['step_images_per_second']:.3g}", _number(item["times_what_the_step_takes"])]
+                            f"{item['step_images_per_second']:.3g}", _number(item["times_what_the_step_takes"]),
+                            _number(item["cores_for_an_accelerator"])]
                            for name, item in results["input"].items()])
+        assumed = list(results["input"].values())[-1]["accelerator_operations_per_second"]
+        yield ""
+        yield f"The accelerator is assumed to reach {assumed / 1e12:.0f} TFLOP/s, 45 % of an H100's peak in bfloat16."
         yield from _conditions(list(results["input"].values())[-1])
     if "shares" in results:
         shares = results["shares"]
@@ -68,12 +77,19 @@ def _lines(results: dict[str, Any]) -> Iterator[str]:
                           [[str(number), f"{rate:.2f}"] for number, rate in
                            results["sharing"]["steps_per_second"].items()])
         yield from _conditions(results["sharing"])
-    if "growth" in results:
-        growth = {factor: item for factor, item in results["growth"].items() if factor != "measured_on"}
-        yield from _table("Growth of the step", ["factor", "sizes", "exponent", "expected"],
-                          [[factor, ", ".join(map(str, item["sizes"])), f"{item['exponent']:.2f}",
-                            f"{item['expected']:.0f}"] for factor, item in growth.items()])
-        yield from _conditions(results["growth"])
+    for name, title in _GROWTH.items():
+        if name in results:
+            yield from _table(f"Growth of {title}", ["factor", "sizes", "seconds", "exponent", "expected"],
+                              [[factor, ", ".join(map(str, item["sizes"])),
+                                ", ".join(f"{item['seconds'][str(size)]['median']:.3g}" for size in item["sizes"]),
+                                f"{item['exponent']:.2f}", f"{item['expected']:.0f}"]
+                               for factor, item in _factors(results[name]).items()])
+            yield from _conditions(results[name])
+    if "sweep" in results:
+        yield from _table("What the sweep costs beside its trials", ["what", "value", "target", "how"],
+                          [[item["name"].strip(), f"{item['value']:.3g} {item['unit']}", item["target"], item["remark"]]
+                           for item in results["sweep"]["results"]])
+        yield from _conditions(results["sweep"])
     if "curves" in results:
         curves = results["curves"]
         yield ""
@@ -131,6 +147,11 @@ def _memory_lines(memory: dict[str, Any]) -> Iterator[str]:
             "576 pairs, extrapolated, with states"]
     yield from _table(f"Peak memory of a step at paper, GB beyond weights, gradients and moments ({states}), "
                       f"{memory['precision']}", head, rows)
+    local = memory["local"]
+    yield from _table(f"Peak memory of the local alignment alone, GB; {local['words']} words, {local['patches']} "
+                      "patches a pair", ["arrays", *(f"{pairs} pairs" for pairs in local["pairs"])],
+                      [[f"at most {local['max_entries']:,} entries" if label == "bounded" else "of the whole batch",
+                        *(f"{peak / 1e9:.2f}" for peak in peaks)] for label, peaks in local["peak_bytes"].items()])
     yield from _conditions(memory)
 
 
@@ -152,15 +173,31 @@ def _percent(value: dict[str, float]) -> str:
     return f"{100 * value['median']:.0f} % ({100 * value['low']:.0f} to {100 * value['high']:.0f})"
 
 
-def _growth_figure(growth: dict[str, Any], path: Path) -> Path:
-    figure = Figure(figsize=(10, 2.8), layout="constrained")
-    for axes, (factor, item) in zip(figure.subplots(1, len(growth), sharey=True), growth.items(), strict=True):
-        axes.loglog(item["sizes"], [item["seconds"][str(size)]["median"] for size in item["sizes"]], "o-")
+def _factors(growth: dict[str, Any]) -> dict[str, Any]:
+    return {factor: item for factor, item in growth.items() if factor != "measured_on"}
+
+
+def _growth_figure(factors: dict[str, Any], path: Path) -> Path:
+    """Each factor on logarithmic axes, its fitted line and, thin, the expected slope."""
+    figure = Figure(figsize=(10, 2.9), layout="constrained")
+    for axes, (factor, item) in zip(np.atleast_1d(figure.subplots(1, len(factors))), factors.items(), strict=True):
+        sizes = np.array(item["sizes"], dtype=float)
+        seconds = np.array([item["seconds"][str(size)]["median"] for size in item["sizes"]])
+        centre, middle = np.exp(np.log(sizes).mean()), np.exp(np.log(seconds).mean())
+        axes.loglog(sizes, middle * (sizes / centre) ** item["expected"], ":", color="grey", label="expected slope")
+        axes.loglog(sizes, middle * (sizes / centre) ** item["exponent"], "-", color="C0", label="fitted")
+        axes.loglog(sizes, seconds, "o", color="C0")
         axes.set_xlabel(factor)
         axes.set_title(f"exponent {item['exponent']:.2f}, expected {item['expected']:.0f}", fontsize=9)
-        axes.set_xticks(item["sizes"], [str(size) for size in item["sizes"]])
+        axes.set_xticks(item["sizes"], [f"{size:,}" for size in item["sizes"]])
         axes.minorticks_off()
-    figure.axes[0].set_ylabel("seconds a step")
+        # A flat growth would otherwise fill the panel with its noise.
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, middle / 2), max(high, 2 * middle))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    figure.axes[0].set_ylabel("seconds")
+    figure.axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=150)
     return path
 
@@ -178,12 +215,16 @@ def _curves_figure(curves: dict[str, Any], path: Path) -> Path:
 
 
 def _memory_figure(memory: dict[str, Any], path: Path) -> Path:
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for label, peaks in memory["peak_bytes"].items():
-        axes.plot(memory["pairs"], [peak / 1e9 for peak in peaks], "o-", label=label)
-    axes.set_xlabel("pairs in a batch")
-    axes.set_ylabel("peak memory of a step in GB")
-    axes.legend(fontsize=8)
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    step, alignment = figure.subplots(1, 2)
+    for axes, measured in ((step, memory), (alignment, memory["local"])):
+        for label, peaks in measured["peak_bytes"].items():
+            axes.plot(measured["pairs"], [peak / 1e9 for peak in peaks], "o-", label=label)
+        axes.set_xlabel("pairs in a batch")
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=8)
+    step.set_ylabel("peak memory in GB")
+    step.set_title("step at paper", fontsize=9)
+    alignment.set_title("local alignment alone", fontsize=9)
     figure.savefig(path, dpi=150)
     return path

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import Step, Times, interleave, matrix_products, peak_memory, spread
@@ -29,8 +31,9 @@ from benchmarks.settings import VOCABULARY_SIZE, made_up_batch, model_of
 from medst.config import Config
 from medst.data.batch import Batch
 from medst.model import MedST
+from medst.model.heads import ElementPooling
 from medst.model.outputs import ImageFeatures
-from medst.objectives.alignment import local_alignment
+from medst.objectives.alignment import MAX_ENTRIES, local_alignment
 from medst.objectives.contrast import global_contrast
 from medst.objectives.temporal import fmc, rmr
 from medst.training.loop import autocast
@@ -293,11 +296,14 @@ _MEMORY_SETTINGS: dict[str, dict[str, Any]] = {
     "whole batch": {}, "blocks computed again": {"recompute": True}, "pieces of 4 pairs": {"micro_batch": 4},
     "pieces of 4 pairs, blocks computed again": {"micro_batch": 4, "recompute": True},
 }
+_LOCAL_PAIRS, _LOCAL_WORDS = (32, 64, 128, 256, 512), 80
 LARGE_BATCH = 144 * 4
 """Pairs of 144 sequences of 4."""
 
 
-def measure_memory(name: str, config: Config, batch_sizes: Sequence[int]) -> dict[str, Any]:
+def measure_memory(
+    name: str, config: Config, batch_sizes: Sequence[int], local_batch_sizes: Sequence[int] = _LOCAL_PAIRS
+) -> dict[str, Any]:
     """Peak memory of forward and backward against the batch, with the ways to save it; a straight line through each.
 
     `states` are weights, gradients and the two moments of the optimiser, which a batch does not change.
@@ -313,6 +319,7 @@ def measure_memory(name: str, config: Config, batch_sizes: Sequence[int]) -> dic
     for parameter in parameters:
         # Gradients are there before, so that they are not counted among the activations.
         parameter.grad = torch.zeros_like(parameter)
+    results["local"] = measure_local_memory(config, local_batch_sizes)
     batches = [made_up_batch(config, VOCABULARY_SIZE[name], num_pairs) for num_pairs in batch_sizes]
     for label, settings in _MEMORY_SETTINGS.items():
         for encoder in (model.image_encoder, model.text_encoder):
@@ -325,6 +332,33 @@ def measure_memory(name: str, config: Config, batch_sizes: Sequence[int]) -> dic
         results["line"][label] = {"bytes_a_pair": float(slope), "constant": float(constant)}
         results["bytes_at_144_sequences_of_4"][label] = float(slope * LARGE_BATCH + constant) + results["states_bytes"]
     return results
+
+
+def measure_local_memory(
+    config: Config, batch_sizes: Sequence[int] = _LOCAL_PAIRS, bound: int = MAX_ENTRIES
+) -> dict[str, Any]:
+    """Peak memory of the local alignment alone against the batch, every pair with a lateral: with the bound on the
+    entries of an array, and without."""
+    device, width = config.training.device, config.model.heads.embedding_width
+    num_patches = 2 * (config.data.crop_size // config.model.image.patch_size) ** 2
+    pooling = ElementPooling(width).to(device)
+    peaks: dict[str, list[float]] = {"bounded": [], "whole batch": []}
+    for num_pairs in batch_sizes:
+        words, patches = (normalize(torch.randn(num_pairs, length, width, device=device), dim=-1).requires_grad_()
+                          for length in (_LOCAL_WORDS, num_patches))
+
+        def run(max_entries: int, words: Tensor = words, patches: Tensor = patches) -> None:
+            word_mask, patch_mask = (torch.ones(vectors.shape[:2], dtype=torch.bool, device=device)
+                                     for vectors in (words, patches))
+            local = local_alignment(words, patches, word_mask, patch_mask, pooling, pooling, padding_counts=False,
+                                    temperature=config.objective.local.temperature, normalise_patch_context=True,
+                                    max_entries=max_entries)
+            torch.autograd.grad(local.word + local.patch, (words, patches))
+
+        for label, max_entries in (("bounded", bound), ("whole batch", 2**62)):
+            peaks[label].append(peak_memory(partial(run, max_entries), device))
+    return {"pairs": list(batch_sizes), "words": _LOCAL_WORDS, "patches": num_patches, "max_entries": bound,
+            "peak_bytes": peaks}
 
 
 def _forward_and_backward(model: MedST, batch: Batch, config: Config) -> Step:

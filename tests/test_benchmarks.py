@@ -12,13 +12,14 @@ from model_samples import small_batch, small_config, small_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import report
-from benchmarks.measuring import Times, growth_exponent, interleave, machine, matrix_products, peak_memory
+from benchmarks.measuring import Times, growth_exponent, interleave, machine, matrix_products, peak_memory, spread
 from benchmarks.published_way import FAST, PUBLISHED_WITH_ANOMALY, Way, executed, objective_of
 from benchmarks.training import (
     ANOMALY_NAME,
     FAST_NAME,
     PUBLISHED_NAME,
     REDUCED_NAME,
+    measure_local_memory,
     measure_memory,
     measure_training,
 )
@@ -112,9 +113,26 @@ def test_a_setting_is_measured_from_end_to_end(tmp_path: Path) -> None:
     assert all(item["rounds"] >= 3 for item in measured["seconds"].values())
     conditions = {"measured_on": {**machine("cpu"), "clock": "wall", "minutes": 0.1}}
     results = {"training": {"tiny": {**measured, **conditions}},
-               "memory": {**measure_memory("tiny", config, (4, 8)), **conditions}}
+               "memory": {**measure_memory("tiny", config, (4, 8), (8,)), **conditions}}
     paths = report.write(results, tmp_path)
     assert [path.name for path in paths] == ["bench.json", "bench.md", "bench-memory.png"]
     table = paths[1].read_text(encoding="utf-8")
     for label in (*measured["seconds"], "pieces of 4 pairs", "576 pairs, extrapolated"):
         assert label in table
+
+
+def test_bounded_arrays_of_the_local_alignment_take_less_memory() -> None:
+    config = small_config(**{"data.image_size": 64, "data.crop_size": 64})
+    measured = measure_local_memory(config, (256,), bound=2**18)
+    (bounded,), (whole,) = measured["peak_bytes"].values()
+    assert measured["patches"] == 128 and bounded < 0.75 * whole
+
+
+def test_growth_is_reported_with_its_exponents(tmp_path: Path) -> None:
+    sizes = [10, 100, 1000]
+    seconds = {str(size): spread(np.array([0.02 * size])) for size in sizes}
+    growth = {"images prepared": {"sizes": sizes, "seconds": seconds, "exponent": 1.0, "expected": 1.0},
+              "measured_on": {**machine("cpu"), "clock": "wall", "minutes": 0.1}}
+    paths = report.write({"rooms": growth}, tmp_path)
+    assert [path.name for path in paths] == ["bench.json", "bench.md", "bench-rooms.png"]
+    assert "| images prepared | 10, 100, 1000 | 0.2, 2, 20 | 1.00 | 1 |" in paths[1].read_text(encoding="utf-8")
