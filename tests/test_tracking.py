@@ -273,6 +273,29 @@ def test_an_absent_server_delays_and_loses_nothing(place: TrackingPlace, monkeyp
     assert drain_spools(place).completed == ()
 
 
+def test_an_absent_server_is_waited_for_once_however_much_waits_for_it(
+    place: TrackingPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def away(uri: str) -> Any:
+        asked.append(uri)
+        raise MlflowException("connection refused")
+
+    with monkeypatch.context() as server:
+        server.setattr(drain, "client", away)
+        server.setattr(trials, "find_experiment", lambda uri, name: away(uri))
+        server.setattr(trials, "PATIENCE_SECONDS", 0.0)
+        keys = {"one", "two", "three"}
+        for key in keys:
+            assert list(track(fake_trial(Config(), None), describe(key), place))
+        asked.clear()
+        began = time.monotonic()
+        assert set(drain_spools(place, patience_seconds=1.0).waiting) == keys
+        assert len(asked) == 2 and time.monotonic() - began >= 1.0
+    assert set(drain_spools(place).completed) == keys
+
+
 class Store:
     """A store whose batches pass when they are let, or are refused."""
 

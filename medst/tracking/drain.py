@@ -137,7 +137,7 @@ class Drain:
         except Exception as error:
             if not is_away(error):
                 raise
-            _LOG.warning("tracking store %s is away (%s); the trial goes on, next try in %.0f s",
+            _LOG.warning("tracking store %s is away (%s); nothing is lost, next try in %.0f s",
                          self._uri, type(error).__name__, self._wait_seconds)
             self._not_before = clock.monotonic() + self._wait_seconds
             self._wait_seconds = min(2 * self._wait_seconds, _LONGEST_WAIT_SECONDS)
@@ -309,7 +309,12 @@ def drain_spools(place: TrackingPlace, patience_seconds: float = 0.0) -> DrainRe
 
     Spools of trials that other processes compute at this moment are left to them; spools of trials that
     were killed are drained and kept, for the trial goes on from there.
+
+    Args:
+        patience_seconds: how long an absent store is waited for, in all.
     """
+    deadline = clock.monotonic() + patience_seconds
+    is_reachable = True
     completed: list[str] = []
     waiting: list[str] = []
     for path in sorted((place.folder / "spool").glob("*")):
@@ -324,7 +329,9 @@ def drain_spools(place: TrackingPlace, patience_seconds: float = 0.0) -> DrainRe
             spool = Spool(path, {})
             is_ended = has_ended(spool)
             try:
-                is_drained = Drain(spool, place).insist(patience_seconds)
+                # A store that is away for one is away for all.
+                is_drained = is_reachable and Drain(spool, place).insist(deadline - clock.monotonic())
+                is_reachable = is_drained
             except TrialBusyError as error:
                 # Computed elsewhere after the process that wrote this was lost.
                 if error.is_finished:
