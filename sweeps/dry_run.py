@@ -53,7 +53,14 @@ def show_dry_run(trials: Sequence[Trial], project: Path, num_parallel: int, cons
     if not trials:
         console.print("Nothing to estimate: no trial is to run.")
         return
-    costs = [Cost(group, _estimate(group[0], project)) for group in _alike(trials)]
+    costs = []
+    groups = _alike(trials)
+    for number, group in enumerate(groups, start=1):
+        cost = Cost(group, _estimate(group[0], project))
+        costs.append(cost)
+        # A large model takes a while on a CPU.
+        console.print(f"{number} of {len(groups)} kinds of trials estimated: {cost.arms}", markup=False,
+                      highlight=False, soft_wrap=True)
     console.print(_table(costs))
     for line in _totals(costs, _num_together(trials[0], num_parallel)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

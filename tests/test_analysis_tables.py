@@ -198,6 +198,19 @@ def test_stale_and_mixed_results_say_so() -> None:
     assert any(text.startswith("MIXED DATA") and "0therdata" in text for text in table.warnings)
 
 
+def test_caption_names_the_arms_whose_weights_may_have_seen_the_judged_patients() -> None:
+    plan = make_plan(ARMS, 3)
+    runs, numbers = make_frames(plan)
+    assert "Contaminated" not in " ".join(tables.study_table(assemble(plan, runs, numbers, SOURCE), SOURCE).caption)
+    # One run of an arm is enough: its mean holds it.
+    marked = runs.loc[(runs["arm"] == "no lateral view") & (runs["seed"] == 1), "run_id"]
+    numbers = pd.concat([numbers, pd.DataFrame({"run_id": marked, "metric": "facts/is_contaminated", "value": 1.0})])
+    table = tables.study_table(assemble(plan, runs, numbers, SOURCE), SOURCE)
+    assert "Contaminated: the weights of no lateral view may have seen patients" in " ".join(table.caption)
+    for rendered in (rendering.markdown(table), rendering.latex(table)):
+        assert "Contaminated: the weights of no lateral view" in " ".join(rendered.split())
+
+
 def test_caption_states_data_code_budget_and_seeds() -> None:
     caption = " ".join(tables.study_table(_study(), SOURCE).caption)
     for fact in ("phantom tiny (da7af1a9e7000000)", "experiments/phantom_tiny.yaml", SOURCE, "seeds 0–5",

@@ -70,6 +70,7 @@ def test_a_dry_run_tells_each_kind_of_arm_once(project: Path) -> None:
     printed = plan(project)
     rows = [re.split(r"\s{2,}", line.strip()) for line in printed.split("checkpoints\n")[1].splitlines()]
     kinds = {row[0]: row for row in rows if len(row) == 7}
+    assert "2 of 4 kinds of trials estimated: no local alignment" in printed
     # What only weighs a loss or orders it costs the same; a loss without weight is not computed.
     assert list(kinds) == ["full, λ1 = 3, no RMR", "no local alignment", "1 expert", "half as long"]
     assert [row[1] for row in kinds.values()] == ["6", "2", "2", "2"]
