@@ -70,7 +70,7 @@ def run_sweep(study: str, assignments: Sequence[str] = (), executor: ExecutorNam
 
     Args:
         study: name (`sweeps/<name>.yaml`) or path of a study file.
-        assignments: `key=value` overrides of every arm.
+        assignments: `key=value` settings of all arms; what an arm sets itself stands.
         executor: `ray`, or `inline` for one trial after another in this process.
         jobs: trials at a time; default: the processors of this machine.
         base: experiment file instead of the study's own.

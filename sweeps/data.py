@@ -10,7 +10,7 @@ from medst.data.building import Step
 from medst.data.provision import provide
 from medst.data.splits import with_held_out_patients
 from medst.data.store import Store, StoreError, open_store
-from medst.data.support import SupportError, check_support
+from medst.data.support import SupportError, check_support, missing_tasks
 from sweeps.study import Study
 from sweeps.trials import DataFacts, StoreId, needed_data, store_id
 
@@ -56,4 +56,4 @@ def _placed(data: DataConfig, project: Path) -> DataConfig:
 
 
 def _facts(store: Store) -> DataFacts:
-    return DataFacts(store.name, store.fingerprint, store.is_credentialed)
+    return DataFacts(store.name, store.fingerprint, store.is_credentialed, missing_tasks(store))

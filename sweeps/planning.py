@@ -138,6 +138,20 @@ class Plan:
             yield from alias_lines(self.study.fraction, self._fraction_labels())
         if self.study.file.tuning is not None:
             yield from self._tuning_lines()
+        yield from self._outcome_lines()
+
+    def _outcome_lines(self) -> Iterator[str]:
+        """Outcomes that the data cannot give."""
+        data = next((trial.data for trial in (*self.trials, *self.tuning)), None)
+        missing = {} if data is None else data.missing_tasks
+        file = self.study.file
+        lacking = [metric for metric in (file.primary_metric, *file.secondary_metrics)
+                   if metric.split("/")[1:2] and metric.split("/")[1] in missing]
+        if lacking:
+            told = "; ".join(f"{metric} ({missing[metric.split('/')[1]]})" for metric in lacking)
+            yield f"Without result on these data: {told}."
+        if file.primary_metric in lacking:
+            yield "The primary outcome is one of them: choose a study with another one, or change it in the study file."
 
     def _fraction_labels(self) -> list[str]:
         section = self.study.file.fractional

@@ -115,7 +115,7 @@ def load_study(path: Path, *, overrides: Mapping[str, Any] | None = None, base: 
     """Read a study file and resolve its arms.
 
     Args:
-        overrides: dotted settings over those of all arms, from the command line.
+        overrides: dotted settings for all arms, from the command line; what an arm sets itself stands.
         base: experiment files instead of the study's own.
         project: folder that relative paths of experiment files start from; default: the current folder.
         known_metrics: what the metrics of a study may be; None takes any.
@@ -379,7 +379,8 @@ class _Resolver:
 
     def _config(self, settings: Mapping[str, Any], source: str) -> Config:
         assert self._base is not None
-        return override(self._base, {**self._file.settings, **settings, **self._common}, source)
+        # What an arm sets is what the study is about: it stands, whatever the command line sets for all arms.
+        return override(self._base, {**self._file.settings, **self._common, **settings}, source)
 
     def _design(self, section: str, combine: Callable[[Sequence[Crossed], Mapping[str, Any]], Iterator[Assignment]],
                 values: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ how trials are run, what became of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class DataFacts:
     name: str
     fingerprint: str
     is_credentialed: bool
+    missing_tasks: Mapping[str, str] = field(default_factory=dict)
+    """Tasks that have no result on it, with the reason."""
 
 
 ONE_CPU = Resources()

@@ -32,7 +32,7 @@ from medst.data.readers import DataError
 from medst.data.selection import count_selection
 from medst.data.sources import Source
 from medst.data.store import Store, StoreError, open_store, prepare, prepare_set, verify
-from medst.data.support import SupportError, check_support, limits
+from medst.data.support import SupportError, check_support, limits, missing_tasks
 from medst.data.tokenizer import build_tokenizer
 from medst.data.twins import join_twins
 from medst.data.workers import Workers
@@ -419,6 +419,8 @@ def test_what_the_data_lack_is_said_and_refused_before_training(tmp_path: Path) 
     said = "\n".join(limits(store))
     for words in ("no temporal loss", "no lateral views", "RSNA"):
         assert words in said and words in inspect(store.path)
+    assert set(missing_tasks(store)) == {"temporal_image", "sentence_similarity", "grounding", "rsna_zero_shot",
+                                         "covidx_linear", "finding_zero_shot", "retrieval"}
     tokenizer = build_tokenizer(store, small_config().data, "corrected")
     with pytest.raises(SupportError, match=r"the most is 1.*objective\.lambda_temporal=0"):
         TrainLoader(store, tokenizer, small_config())
@@ -445,7 +447,7 @@ def test_the_commands_prepare_verify_and_say_what_is_missing(tmp_path: Path) -> 
     done = prepare_command("mimic-cxr", "--images", str(root / "mimic-cxr-jpg"), "--reports", str(root / "mimic-cxr"),
                            "--out", str(out))
     assert done.exit_code == 0, done.output
-    for words in ("Selection as published", "Selection corrected", "tasks without data are skipped"):
+    for words in ("Selection as published", "Selection corrected", "no results of rsna_zero_shot"):
         assert words in done.output
     added = prepare_command("ms-cxr-t", "--tables", str(root / "ms-cxr-t"), "--out", str(out))
     assert added.exit_code == 0 and "MS-CXR-T (temporal" not in added.output

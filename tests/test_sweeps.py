@@ -143,7 +143,7 @@ def test_the_plan_tells_what_the_command_line_changed(project: Path) -> None:
 
 def test_every_metric_that_a_study_names_is_known_to_the_analysis(repository: Path) -> None:
     paths = sorted((repository / "sweeps").glob("*.yaml"))
-    assert len(paths) == 17
+    assert len(paths) == 18
     unknown = []
     for path in paths:
         file = load_study(path, project=repository).file
@@ -213,6 +213,26 @@ def test_workers_get_absolute_paths_and_the_store_the_paths_as_written(project: 
     assert absolute_places(local, project) == {
         "data.root": "/data", "model.image.name": f"local-dir:{project / 'deit'}",
         "model.weights": str(project / "medst.ckpt")}
+
+
+def test_the_command_line_sets_what_no_arm_is_about(project: Path) -> None:
+    """Otherwise `--set training.epochs=1` would train the untrained arm, and make it the full one."""
+    write_study(project, STUDY.replace("  full: {}", "  full: {}\n  untrained: {training.epochs: 0.0}"))
+    study = load_study(find_study("tiny", project), project=project,
+                       overrides={"training.epochs": 1.0, "objective.lambda_local": 3.0})
+    assert {arm.name: (arm.config.training.epochs, arm.config.objective.lambda_local) for arm in study.arms} == {
+        "full": (1.0, 3.0), "untrained": (0.0, 3.0), "λ1 = 0.5": (1.0, 0.5), "λ1 = 1.0": (1.0, 1.0)}
+
+
+def test_outcomes_that_the_data_cannot_give_are_told_before_the_run(project: Path, monkeypatch: pytest.MonkeyPatch
+                                                                    ) -> None:
+    lacking = DataFacts("open", "fingerprint", False, {"score": "the data have no scores"})
+    monkeypatch.setattr(commands, "existing_data", lambda study, folder: {
+        store_id(arm.config.data): lacking for arm in study.arms})
+    output = StringIO()
+    plan_sweep("tiny", project=project, console=Console(file=output, width=200))
+    assert "Without result on these data: test/score (the data have no scores)." in output.getvalue()
+    assert "The primary outcome is one of them" in output.getvalue()
 
 
 def test_a_foreign_base_has_no_guess_of_time(project: Path) -> None:

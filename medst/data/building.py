@@ -52,7 +52,7 @@ LARGEST_UNREADABLE_SHARE = 0.02
 """Preparation stops where more images than this share cannot be read."""
 FORMAT = 2
 """Of the store on disk; stores of another format are made anew."""
-_ROWS_PER_CHUNK = 10_000
+_ROWS_PER_CHUNK = 2_000
 
 Progress = Callable[[int, int], None]
 Step = Callable[[str], Progress]

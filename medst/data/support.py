@@ -7,7 +7,12 @@ config in its place.
 from __future__ import annotations
 
 from medst.config import Config
+from medst.data.readers.corpus import label_column
+from medst.data.readers.ms_cxr_t import FINDINGS
 from medst.data.store import MimicStore, Store
+
+FEWEST_EXAMPLES = 3
+"""Studies with a finding, and without it, below which it is not judged."""
 
 
 class SupportError(ValueError):
@@ -41,18 +46,27 @@ def limits(store: Store) -> list[str]:
     if not has_laterals(mimic):
         found.append("no lateral views: one expert for the frontal ones (data.views=frontal, or "
                      "model.experts.num_experts=1)")
-    labels = [column for column in mimic.studies.columns if column.startswith("label_")]
-    is_test = mimic.studies["split"] == "test"
-    if not is_test.any():
+    if not (mimic.studies["split"] == "test").any():
         found.append("no test split: no retrieval, no zero-shot findings")
-    elif mimic.studies.loc[is_test, labels].isna().all(axis=None):
-        found.append("no labels: no zero-shot findings, retrieval remains")
-    absent = [name for name, part in (
-        ("MS-CXR-T (temporal classification, sentence similarity)", store.ms_cxr_t),
-        ("MS-CXR (grounding)", store.ms_cxr),
-        ("RSNA (zero-shot pneumonia)", store.rsna), ("COVIDx (linear classification)", store.covidx)) if part is None]
-    if absent:
-        found.append(f"tasks without data are skipped: {', '.join(absent)}")
+    found += [f"no results of {task}: {reason}" for task, reason in missing_tasks(store).items()]
+    return found
+
+
+def missing_tasks(store: Store) -> dict[str, str]:
+    """Tasks that will have no result on a store, with the reason; as the evaluators will find, but before any training.
+    """
+    found = {task: f"the data have no {name}" for task, name, part in (
+        ("temporal_image", "MS-CXR-T", store.ms_cxr_t), ("sentence_similarity", "MS-CXR-T", store.ms_cxr_t),
+        ("grounding", "MS-CXR", store.ms_cxr), ("rsna_zero_shot", "RSNA images", store.rsna),
+        ("covidx_linear", "COVIDx images", store.covidx)) if part is None}
+    if store.mimic is None:
+        return found
+    test = store.mimic.studies[store.mimic.studies["split"] == "test"]
+    labels = test[[label_column(name) for name in FINDINGS]].fillna(0)
+    if not ((labels == 1).sum().clip(upper=(labels == 0).sum()) >= FEWEST_EXAMPLES).any():
+        found["finding_zero_shot"] = f"no finding is told of {FEWEST_EXAMPLES} test studies and absent from as many"
+    if (test["lateral"] >= 0).sum() < 2:
+        found["retrieval"] = "fewer than two test studies have a lateral view"
     return found
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from medst.data.store import MimicStore
+from medst.data.support import FEWEST_EXAMPLES
 from medst.evaluation.context import EvaluationContext, skipped
 from medst.evaluation.metrics import auroc
 from medst.evaluation.predictions import prediction_frame, prediction_table
@@ -29,8 +30,6 @@ from medst.evaluation.zero_shot import prompt_scores
 from medst.records import Facts, Record
 
 TASK = "finding_zero_shot"
-MIN_EXAMPLES = 3
-"""Positives and negatives below which a finding is not judged."""
 
 
 def finding_labels(studies: pd.DataFrame, finding: str) -> np.ndarray:
@@ -51,7 +50,7 @@ def lateral_only_labels(mimic: MimicStore, rows: np.ndarray, finding: str) -> np
 
 def is_judged(labels: np.ndarray) -> bool:
     """Whether there are enough positives and negatives."""
-    return min((labels == 1).sum(), (labels == 0).sum()) >= MIN_EXAMPLES
+    return min((labels == 1).sum(), (labels == 0).sum()) >= FEWEST_EXAMPLES
 
 
 def finding_aurocs(scores: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -92,7 +91,7 @@ def finding_zero_shot(context: EvaluationContext) -> Iterator[Record]:
     for finding in FINDINGS:
         facts[f"{TASK}.{finding}.num_positive"] = int((labels[finding] == 1).sum())
         if not is_judged(labels[finding]):
-            facts[f"skipped.{TASK}.{finding}"] = f"fewer than {MIN_EXAMPLES} studies with or without it"
+            facts[f"skipped.{TASK}.{finding}"] = f"fewer than {FEWEST_EXAMPLES} studies with or without it"
 
     lateral_labels: dict[str, np.ndarray] = {}
     if mimic.findings is None:
