@@ -241,7 +241,10 @@ def test_chexpert_plus(tmp_path: Path) -> None:
 
 
 def test_real_metadata_that_is_not_utf8(real: Path, tmp_path: Path) -> None:
-    frame = read_table(real / "covidx_sample" / "figure1_metadata.csv", ["patientid", "age", "notes"])
+    # Names of columns hold a space and a slash.
+    frame = read_table(real / "covidx_sample" / "figure1_metadata.csv",
+                       ["patientid", "age", "notes", "pO2 saturation", "artifacts/distortion", "view", "finding"])
+    assert frame["view"].isna().sum() == 37 and frame["finding"].isna().sum() == 15
     assert len(frame) == 55
     assert frame["notes"].str.contains("°").any() and frame["notes"].str.contains("’").any()
     ages = frame["age"].map(read_age)
@@ -345,6 +348,21 @@ def test_real_reports_survive_as_plain_text(real: Path) -> None:
     # One section holds a line that looks like a heading; what a model reads is equal everywhere.
     assert num_sections == 1109 and len(unequal) == 1 and unequal[0] not in ("findings", "impression")
     assert num_captions == 600
+
+
+def test_real_reports_have_empty_sections_and_any_number_of_images(real: Path) -> None:
+    """The counts of the folder's own description, which was made without this reader."""
+    reports = [parse_report(path.read_bytes()) for path in sorted((real / "reports_sample").glob("*.xml"))]
+    assert len(reports) == len({patient for patient, _, _, _ in reports}) == 300
+    empty = {name: sum(name not in sections for _, sections, _, _ in reports)
+             for name in ("findings", "impression", "comparison")}
+    assert empty == {"findings": 41, "impression": 0, "comparison": 44}
+    counts = pd.Series([len(images) for _, _, images, _ in reports]).value_counts().to_dict()
+    assert counts == {2: 235, 1: 36, 3: 20, 0: 9}
+    # What was removed reads as in MIMIC-CXR; in findings or impression of 135 reports.
+    assert not any("XXXX" in text for _, sections, _, _ in reports for text in sections.values())
+    assert sum("___" in f"{sections.get('findings')} {sections.get('impression')}"
+               for _, sections, _, _ in reports) == 135
 
 
 def test_real_numbers_and_units_survive_corrected_cleaning(real: Path) -> None:
