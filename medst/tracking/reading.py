@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run, ViewType
 
 from medst.config import Config, load_config
@@ -132,7 +133,11 @@ def list_artifacts(run_id: str, uri: str | None = None) -> list[str]:
 
 def artifact_path(run_id: str, artifact: str, uri: str | None = None) -> Path:
     """Local path of an artifact, fetched where the store is remote."""
-    return Path(client(uri or default_uri()).download_artifacts(run_id, artifact))
+    uri = uri or default_uri()
+    # By the place of the run's artifacts: by the run's id MLflow searches the models of the run as well and reads the
+    # run twice, which takes longer than the rest.
+    place = client(uri).get_run(run_id).info.artifact_uri
+    return Path(download_artifacts(artifact_uri=f"{place}/{artifact}", tracking_uri=uri))
 
 
 def load_table(run_id: str, name: str, uri: str | None = None) -> pd.DataFrame:
