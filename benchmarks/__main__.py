@@ -40,7 +40,7 @@ GPU_PAIRS = {"tiny": 32, "small": 32, "paper": 64}
 CPU_MEMORY_PAIRS, GPU_MEMORY_PAIRS = (4, 8, 16), (16, 32, 64, 128)
 TIME_SHARE = {"paper": 0.5, "tiny": 0.08, "small": 0.08, "input": 0.08, "sharing": 0.1, "growth": 0.16}
 """Shares of the whole time; what has no share here takes a fixed number of steps."""
-CURVE_STEPS, PROFILED_STEPS = 300, 8
+CURVE_STEPS, PROFILED_STEPS = 300, 40
 
 
 def main() -> None:

@@ -55,15 +55,17 @@ def _lines(results: dict[str, Any]) -> Iterator[str]:
         yield from _memory_lines(results["memory"])
     if "input" in results:
         yield from _table("Input, one core", ["setting", "ours, images/s", "published, images/s", "ratio", "step takes",
-                                              "ours against the step", "cores for an assumed accelerator"],
+                                              "ours against the step"],
                           [[name, _number(item["images_per_second"]["ours"]),
                             _number(item["images_per_second"]["published"]), _number(item["ratio"]),
-                            f"{item['step_images_per_second']:.3g}", _number(item["times_what_the_step_takes"]),
-                            _number(item["cores_for_an_accelerator"])]
+                            f"{item['step_images_per_second']:.3g}", _number(item["times_what_the_step_takes"])]
                            for name, item in results["input"].items()])
-        assumed = list(results["input"].values())[-1]["accelerator_operations_per_second"]
-        yield ""
-        yield f"The accelerator is assumed to reach {assumed / 1e12:.0f} TFLOP/s, 45 % of an H100's peak in bfloat16."
+        if "paper" in results["input"]:
+            paper = results["input"]["paper"]
+            yield ""
+            rate = f"{paper['accelerator_operations_per_second'] / 1e12:.0f} TFLOP/s"
+            yield (f"An accelerator that reached {rate} (45 % of an H100's peak in bfloat16) would take "
+                   f"{_number(paper['cores_for_an_accelerator'])} such cores at paper.")
         yield from _conditions(list(results["input"].values())[-1])
     if "shares" in results:
         shares = results["shares"]

@@ -5,7 +5,6 @@ What must not live here: how the engine places trials; it is told how many share
 
 from __future__ import annotations
 
-import os
 import time
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -26,14 +25,8 @@ _PATIENCE = 300.0
 """Seconds that the processes wait for one another."""
 
 
-def measure_sharing(device: str, *, seconds: float, numbers: tuple[int, ...] | None = None) -> dict[str, Any]:
-    """Steps a second at `tiny`, with one thread each, and the number at which they are most.
-
-    On a CPU no more than two trials a core are tried.
-    """
-    if numbers is None:
-        limit = max(NUMBERS) if torch.device(device).type != "cpu" else 2 * (os.cpu_count() or 1)
-        numbers = tuple(number for number in NUMBERS if number <= limit)
+def measure_sharing(device: str, *, seconds: float, numbers: tuple[int, ...] = NUMBERS) -> dict[str, Any]:
+    """Steps a second at `tiny`, with one thread each, and the number at which they are most."""
     rates = {number: _together(number, device, seconds / len(numbers)) for number in numbers}
     return {"steps_per_second": rates, "best": max(rates, key=lambda number: rates[number])}
 
