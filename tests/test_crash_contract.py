@@ -178,6 +178,8 @@ def start_driver(project: Path, uri: str, executor: str, step_seconds: float) ->
 WORKER, RAY = ("ray::ImplicitFunc", "ray::_train"), ("gcs_server", "raylet/raylet")
 HANGING_SECONDS = 120.0
 """How long a driver may take to notice that its Ray is gone before the user would stop it."""
+SILENT_SECONDS = 400.0
+"""How long no trial may write anything before the driver counts as hanging."""
 
 
 class Saboteur:
@@ -202,29 +204,36 @@ class Saboteur:
                 time.sleep(self._moments.uniform(0.0, 2.5))
                 if driver.poll() is None:
                     self._kill(driver)
-            try:
-                code = driver.wait(400)
-            except subprocess.TimeoutExpired:
-                kill_all([driver.pid])
-                raise AssertionError((self._project / "driver.log").read_text()[-3000:]) from None
+            code = self._wait_for_end(driver)
             if code == 0 and len(self.killed) < num_kills:
                 # Too fast for the saboteur: everything is there, and nothing is left to be killed.
                 return code
         return code
 
+    def _wait_for_end(self, driver: subprocess.Popen[bytes]) -> int:
+        """Exit code of a driver that is left alone; it hangs where none of its trials writes anything for long."""
+        began = time.time()
+        while driver.poll() is None:
+            if time.time() - max(began, self._last_sign()) > SILENT_SECONDS:
+                kill_all([driver.pid])
+                log = (self._project / "driver.log").read_text()[-3000:]
+                raise AssertionError(f"silent after {', '.join(self.killed)} had been killed:\n{log}")
+            time.sleep(0.2)
+        return int(driver.returncode)
+
     def _wait_for_trials(self, driver: subprocess.Popen[bytes]) -> None:
         """Till a trial has written something since now."""
-        began, spool = time.time(), self._project / "runs" / "spool"
-
-        def last_sign() -> float:
-            times = [0.0]
-            for path in spool.glob("*/entries.jsonl"):
-                with suppress(FileNotFoundError):
-                    times.append(path.stat().st_mtime)
-            return max(times)
-
-        while driver.poll() is None and last_sign() < began:
+        began = time.time()
+        while driver.poll() is None and self._last_sign() < began:
             time.sleep(0.05)
+
+    def _last_sign(self) -> float:
+        """When a trial has last written something."""
+        times = [0.0]
+        for path in (self._project / "runs" / "spool").glob("*/entries.jsonl"):
+            with suppress(FileNotFoundError):
+                times.append(path.stat().st_mtime)
+        return max(times)
 
     def _kill(self, driver: subprocess.Popen[bytes]) -> None:
         victim = self._moments.choice(self._victims)
