@@ -49,6 +49,7 @@ PLACES = {
 LATER = {
     "training.micro_batch": 3,
     "training.recompute": True,
+    "training.pack_captions": True,
     "training.compile": True,
     "training.mgca_epochs": 1.0,
     "model.heads.num_prototypes": 8,
