@@ -78,12 +78,15 @@ def adopt(earlier: Sequence[str] = (), *, num_replays: int = 1, project: Path | 
     console = console or Console()
     project = (project or Path.cwd()).absolute()
     place = TrackingPlace.of_project(project)
-    candidates = _candidates(place, earlier)
+    candidates = [(code, runs, choose_replays(runs, num_replays)) for code, runs in _candidates(place, earlier)]
+    # What takes no time is refused before what does.
+    for _, _, replayed in candidates:
+        for _, run in replayed.iterrows():
+            _placed_config(run, place, project)
     golden = check_golden(project)
     console.print(f"Golden numbers: {golden}.", highlight=False)
     adoptions = []
-    for code, runs in candidates:
-        replayed = choose_replays(runs, num_replays)
+    for code, runs, replayed in candidates:
         for _, run in replayed.iterrows():
             console.print(f"Replay of {run['name']} (run {run['run_id']}, code {code}) ...", highlight=False)
             num_equal = replay(run, place, project, trial_function or default_trial_function())
@@ -232,15 +235,8 @@ def replay(run: Mapping[str, Any] | pd.Series, place: TrackingPlace, project: Pa
     """
     import torch
 
-    from medst.data.store import open_store
-
     run_id = str(run["run_id"])
-    config = load_config_of(run_id, place.uri)
-    placed = override(config, absolute_places(config, project))
-    fingerprint = open_store(placed.data).fingerprint
-    if fingerprint != run["data_fingerprint"]:
-        raise AdoptionError(f"refused: the data in {config.data.root} ({fingerprint}) are not those of run {run_id} "
-                            f"({run['data_fingerprint']}); a replay would compare the two")
+    placed = _placed_config(run, place, project)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -257,6 +253,24 @@ def replay(run: Mapping[str, Any] | pd.Series, place: TrackingPlace, project: Pa
                             + "\n  ".join(differences[:MAX_DIFFERENCES]) + more)
     return len(replayed.numbers) + sum(frame.size for frame in replayed.tables.values()) + sum(
         array.size for group in replayed.arrays.values() for array in group.values())
+
+
+def _placed_config(run: Mapping[str, Any] | pd.Series, place: TrackingPlace, project: Path) -> Config:
+    """The settings of a stored trial, with absolute paths to the data that it was computed on.
+
+    Raises:
+        AdoptionError: the data there are others.
+        StoreError: there are none, or they have to be prepared anew.
+    """
+    from medst.data.store import open_store
+
+    config = load_config_of(str(run["run_id"]), place.uri)
+    placed = override(config, absolute_places(config, project))
+    fingerprint = open_store(placed.data).fingerprint
+    if fingerprint != run["data_fingerprint"]:
+        raise AdoptionError(f"refused: the data in {config.data.root} ({fingerprint}) are not those of run "
+                            f"{run['run_id']} ({run['data_fingerprint']}); a replay would compare the two")
+    return placed
 
 
 def _said(records: Iterator[Any]) -> _Said:

@@ -488,8 +488,10 @@ def test_adoption_is_refused_where_the_last_bit_of_a_number_differs(old_code: Pa
     assert adopted_keys(place.uri, place.experiment) == {}
 
 
-def test_adoption_is_refused_where_golden_numbers_or_data_differ(old_code: Path, monkeypatch: pytest.MonkeyPatch
-                                                                 ) -> None:
+def test_adoption_is_refused_where_the_data_differ_before_golden_numbers_are_computed(
+    old_code: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adoption, "check_golden", lambda project: pytest.fail("golden numbers were computed"))
     monkeypatch.setattr("medst.data.store.open_store", lambda data: DataFacts("phantom", "other", False))
     with pytest.raises(AdoptionError, match="are not those of run"):
         adopted(old_code)
