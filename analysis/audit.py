@@ -32,6 +32,7 @@ from analysis.calibration import (
     rises,
     split_rejections,
 )
+from analysis.provenance import write_texts
 from analysis.tidy import FINISHED, Study, StudySource, study_source
 from medst import tracking
 
@@ -254,12 +255,7 @@ def write_tables(found: Audit, folder: Path) -> list[Path]:
     writer.writerows([show(row) for _, show in COLUMNS] for row in found.rows)
     texts = {"md": markdown(found), "csv": text.getvalue(),
              "json": json.dumps(audit_document(found), indent=1, ensure_ascii=False) + "\n"}
-    paths = []
-    for ending, content in texts.items():
-        path = folder / f"{NAME}.{ending}"
-        path.write_text(content, encoding="utf-8")
-        paths.append(path)
-    return paths
+    return write_texts(folder, NAME, texts)
 
 
 def audit_document(found: Audit) -> dict[str, Any]:

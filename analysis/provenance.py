@@ -1,7 +1,7 @@
 """What the files of a results folder were made from: the manifest, and whether they still are what they claim to be.
 
-What lives here: `manifest.json`, hashes of files, the findings of `make check-results`. What must not: making tables or
-figures (analysis/results.py passes in what they should be).
+What lives here: `manifest.json`, writing and hashing files, the findings of `make check-results`. What must not: making
+tables or figures (analysis/results.py passes in what they should be).
 """
 
 from __future__ import annotations
@@ -78,6 +78,16 @@ class Manifest:
         """Whether that part of a study was made from the same, and its files are as they were written."""
         return self.units.get(f"{study}/{part}") == key and not list(
             damages(folder, {name: self.files[name].sha256 for name in self.of_unit(study, part)}))
+
+
+def write_texts(folder: Path, name: str, texts: Mapping[str, str]) -> list[Path]:
+    """Write `<name>.<ending>` for each ending -> text."""
+    paths = []
+    for ending, text in texts.items():
+        path = folder / f"{name}.{ending}"
+        path.write_text(text, encoding="utf-8")
+        paths.append(path)
+    return paths
 
 
 def damages(folder: Path, hashes: Mapping[str, str]) -> Iterator[str]:

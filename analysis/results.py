@@ -22,7 +22,7 @@ import pandas as pd
 from rich.console import Console
 
 from analysis import audit, document, paper, rendering, report, subgroups, tables
-from analysis.provenance import MANIFEST, MadeFile, Manifest, damages, unit_key
+from analysis.provenance import MANIFEST, MadeFile, Manifest, damages, unit_key, write_texts
 from analysis.tables import ResultTable
 from analysis.tidy import FINISHED, Study, StudySource, study_source
 from medst import tracking
@@ -270,12 +270,7 @@ def write_table(table: ResultTable, folder: Path) -> list[Path]:
     """`<name>.md`, `.tex`, `.csv` and `.json`."""
     texts = {"md": rendering.markdown(table), "tex": rendering.latex(table),
              "csv": rendering.csv_frame(table).to_csv(index=False), "json": document.json_text(table)}
-    paths = []
-    for ending, text in texts.items():
-        path = folder / f"{table.name}.{ending}"
-        path.write_text(text, encoding="utf-8")
-        paths.append(path)
-    return paths
+    return write_texts(folder, table.name, texts)
 
 
 def _predictions(study: Study, uri: str) -> dict[str, pd.DataFrame]:
