@@ -76,7 +76,7 @@ def main() -> None:
                 results.setdefault(name, {})[key] = measured
             report.write(results, options.out)
 
-        keep(measure(keep=keep) if name == "training" else measure())
+        keep(measure(keep=keep) if name in ("training", "rooms") else measure())
         console.print(f"{name}{' ' + key if key else ''}: {time.perf_counter() - start:.0f} s")
 
     seconds = {name: 60.0 * options.minutes * share for name, share in TIME_SHARE.items()}

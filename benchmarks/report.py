@@ -147,7 +147,7 @@ def _memory_lines(memory: dict[str, Any]) -> Iterator[str]:
     states = f"{memory['states_bytes'] / 1e9:.1f} GB"
     head = ["setting", *(f"{pairs} pairs" for pairs in memory["pairs"]), "MB a pair",
             "576 pairs, extrapolated, with states"]
-    yield from _table(f"Peak memory of a step at paper, GB beyond weights, gradients and moments ({states}), "
+    yield from _table(f"Peak memory of a step at paper, GB beyond weights and moments ({states}), "
                       f"{memory['precision']}", head, rows)
     local = memory["local"]
     yield from _table(f"Peak memory of the local alignment alone, GB; {local['words']} words, {local['patches']} "

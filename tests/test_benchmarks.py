@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -136,3 +137,9 @@ def test_growth_is_reported_with_its_exponents(tmp_path: Path) -> None:
     paths = report.write({"rooms": growth}, tmp_path)
     assert [path.name for path in paths] == ["bench.json", "bench.md", "bench-rooms.png"]
     assert "| images prepared | 10, 100, 1000 | 0.2, 2, 20 | 1.00 | 1 |" in paths[1].read_text(encoding="utf-8")
+
+
+def test_the_document_shows_the_numbers_that_were_measured() -> None:
+    docs = Path(__file__).resolve().parent.parent / "docs"
+    results = json.loads((docs / "bench.json").read_text(encoding="utf-8"))
+    assert report.markdown(results) in (docs / "performance.md").read_text(encoding="utf-8")
