@@ -333,7 +333,7 @@ def _conclude(plan: Plan, place: TrackingPlace, console: Console, is_interrupted
     num_missing = len(plan.trials) - num_finished - plan.count(TrialState.FAILED)
     if num_missing or plan.num_undecided:
         waiting = f", and {plan.num_undecided} wait for the tuning of their arms" if plan.num_undecided else ""
-        console.print(f"{num_missing} trials are missing{waiting}; the same command goes on from here.",
+        console.print(f"Trials missing: {num_missing}{waiting}; the same command goes on from here.",
                       highlight=False)
     _show_account(cost, console)
     return UNFINISHED_CODE

@@ -284,7 +284,7 @@ def _conclude(search: Search, attempts: Sequence[Attempt], place: TrackingPlace,
                           highlight=False, soft_wrap=True)
     num_missing = search.num_trials - sum(counts.values())
     if num_missing > 0:
-        console.print(f"{num_missing} trials are missing; the same command goes on from here.", highlight=False)
+        console.print(f"Trials missing: {num_missing}; the same command goes on from here.", highlight=False)
     return FINISHED_CODE if num_missing <= 0 and not counts[TrialState.FAILED] else UNFINISHED_CODE
 
 
