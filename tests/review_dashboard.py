@@ -149,8 +149,9 @@ def main() -> None:
         stop(page, "compared", "Comparing 2 Runs", "objective.lambda_local")
         page.goto(f"{address}{experiment}/runs/{finished[0]}?{TRAINING}")
         stop(page, "a-trial", "seed 0")
+        # Charts below the fold are not drawn, so the search names the one that is looked at.
         page.goto(f"{address}{experiment}/runs/{finished[0]}/model-metrics?{TRAINING}")
-        page.get_by_placeholder("Search metric charts").fill("train/")
+        page.get_by_placeholder("Search metric charts").fill("train/loss")
         stop(page, "its-curves", "(train/loss)")
         page.goto(f"{address}{experiment}/runs/{failed}?{TRAINING}")
         stop(page, "a-failed-trial", "NonFiniteLossError")
