@@ -150,7 +150,7 @@ def run_study(loaded: Study, executor: ExecutorName, jobs: int | None, *, projec
             _track_plan(plan, place, True, kind)
             cost = account(plan.ledger, plan.all_keys, study_run, finished_before)
             log_study_cost(place.uri, study_run, cost.hours())
-            end_study_run(place.uri, study_run, plan.is_complete)
+            end_study_run(place.uri, study_run, plan.is_complete, plan.has_failed)
         return _conclude(plan, place, console, is_interrupted, cost)
 
 

@@ -57,6 +57,13 @@ class Plan:
         """True where every arm is decided and every trial finished."""
         return self.num_undecided == 0 and self.count(TrialState.FINISHED) == len(self.trials)
 
+    @property
+    def has_failed(self) -> bool:
+        """True where every trial has ended and some have failed."""
+        num_failed = self.count(TrialState.FAILED)
+        return num_failed > 0 and self.num_undecided == 0 and (
+            self.count(TrialState.FINISHED) + num_failed == len(self.trials))
+
     def count(self, state: TrialState) -> int:
         return len(self.ledger.keys_in(state, self.keys))
 

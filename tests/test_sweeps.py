@@ -22,6 +22,7 @@ from medst.config import Config, ConfigError, flatten, override
 from medst.records import Metrics, Record
 from medst.tracking import TrackingPlace, TrialState, list_artifacts, load_plan, load_runs, metric_history, track
 from medst.tracking.connection import client
+from medst.tracking.studies import study_run_id
 from sweeps import commands
 from sweeps.commands import StudyBusyError, plan_sweep, run_sweep
 from sweeps.ledger import Ledger, LedgerEntry, read_ledger
@@ -316,6 +317,12 @@ def test_a_failed_trial_stays_failed_until_asked(study: Path) -> None:
     assert code == 1
     assert "failed: λ1 = 0.5 · seed 1: FloatingPointError: step 2: loss/local is not finite" in output
     assert "1 of 4 trials failed" in output
+    place = TrackingPlace.of_project(study)
+
+    def status() -> str:
+        return str(client(place.uri).get_run(study_run_id("tiny", place.uri, place.experiment)).info.status)
+
+    assert status() == "FAILED"
     ledger = read_ledger(TrackingPlace.of_project(study), keys(study).values())
     entry = ledger[keys(study)["λ1 = 0.5", 1]]
     assert entry.state is TrialState.FAILED and "not finite" in str(entry.reason)
@@ -324,7 +331,7 @@ def test_a_failed_trial_stays_failed_until_asked(study: Path) -> None:
     code, output = run(study, trial_function=forbidden)
     assert code == 1 and "3 finished, 1 failed, 0 to run." in output
     code, _ = run(study, should_retry_failed=True)
-    assert code == 0 and len(load_runs()) == 4
+    assert code == 0 and len(load_runs()) == 4 and status() == "FINISHED"
 
 
 def test_an_interrupted_study_goes_on(study: Path) -> None:

@@ -38,9 +38,9 @@ def log_study_cost(uri: str, run_id: str, cost: Mapping[str, float]) -> None:
                                    for name, value in cost.items()], tags=[RunTag(names.SWEEPS, str(number))])
 
 
-def end_study_run(uri: str, run_id: str, is_complete: bool) -> None:
-    """Say whether all trials of the study are finished."""
-    client(uri).set_terminated(run_id, "FINISHED" if is_complete else "KILLED")
+def end_study_run(uri: str, run_id: str, is_complete: bool, has_failed: bool = False) -> None:
+    """Say whether all trials of the study are finished; if not, whether nothing but failures stands in the way."""
+    client(uri).set_terminated(run_id, "FINISHED" if is_complete else "FAILED" if has_failed else "KILLED")
 
 
 def tag_trials(uri: str, experiment: str, study: str, arms: Iterable[tuple[str, str]]) -> None:
