@@ -16,8 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.document import FORMAT
+from analysis.text import counted
 from medst import tracking
 
+_TABLE = " table"
+WHOLE_TABLES = (f"new{_TABLE}",), (f"gone{_TABLE}",)
+"""Reasons of cells whose table is in one of both folders only."""
 MAX_SETTINGS = 4
 """Changed settings that a reason names before it only counts the rest."""
 
@@ -43,6 +47,8 @@ class CellChange:
     """As shown: `71.2 (n=3)`; empty where there was none."""
     after: str
     reasons: tuple[str, ...]
+    short: str
+    """The metric as the tables head its column."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,8 @@ def compare(before: Path, after: Path, origins: Mapping[str, RunOrigin]) -> Fold
                 num_recomputed += then["run_ids"] != now["run_ids"]
                 continue
             reasons = tuple(_reasons(name, place, then, now, old, new, origins))
-            changes.append(CellChange(name, *place, _shown(then, old.get(name)), _shown(now, new.get(name)), reasons))
+            changes.append(CellChange(name, *place, _shown(then, old.get(name)), _shown(now, new.get(name)), reasons,
+                                      _short(place[1], old.get(name) if now is None else new[name])))
     return FolderDifference(tuple(changes), num_equal, num_recomputed)
 
 
@@ -105,12 +112,18 @@ def print_difference(before: Path, after: Path, uri: str, experiment: str, conso
     """
     console = console or Console()
     found = compare(before, after, load_origins(uri, experiment, run_ids(before, after)))
-    table = Table("table", "arm", "outcome", "before", "after", "why", box=None, pad_edge=False, header_style="dim")
+    groups: dict[tuple[str, tuple[str, ...]], list[CellChange]] = {}
     for change in found.changes:
-        table.add_row(change.table, change.arm, change.metric, change.before or "–", change.after or "–",
-                      "; ".join(change.reasons))
-    if found.changes:
-        console.print(table)
+        groups.setdefault((change.table, change.reasons), []).append(change)
+    for (name, reasons), changes in groups.items():
+        cells = counted(len(changes), "cell")
+        console.print(f"[bold]{name}[/bold]: {'; '.join(reasons)} ({cells})", highlight=False, soft_wrap=True)
+        # Of a table that only one folder has, its files say all.
+        if reasons not in WHOLE_TABLES:
+            table = Table("arm", "outcome", "before", "after", box=None, pad_edge=False, header_style="dim")
+            for change in changes:
+                table.add_row(change.arm, change.short, change.before or "–", change.after or "–")
+            console.print(table)
     again = f", {found.num_recomputed} of them from other runs" if found.num_recomputed else ""
     console.print(f"{len(found.changes)} cells changed, {found.num_equal} did not{again}.", highlight=False)
     return len(found.changes)
@@ -138,6 +151,11 @@ def _cells(table: Mapping[str, Any] | None) -> dict[tuple[str, str], Mapping[str
     return {(cell["arm"], cell["metric"]): cell for cell in cells if cell["mean"] is not None}
 
 
+def _short(key: str, table: Mapping[str, Any] | None) -> str:
+    assert table is not None
+    return str(next(metric["short"] for metric in table["metrics"] if metric["key"] == key))
+
+
 def _shown(cell: Mapping[str, Any] | None, table: Mapping[str, Any] | None) -> str:
     if cell is None or table is None:
         return ""
@@ -152,7 +170,7 @@ def _reasons(name: str, place: tuple[str, str], then: Mapping[str, Any] | None, 
         word, tables, there = ("new", old, now) if then is None else ("gone", new, then)
         arm, metric = place
         if name not in tables:
-            yield f"{word} table"
+            yield f"{word}{_TABLE}"
         elif all(arm != row["name"] for row in tables[name]["arms"]):
             yield f"{word} arm"
         elif all(metric != column["key"] for column in tables[name]["metrics"]):

@@ -17,7 +17,7 @@ from analysis.difference import RunOrigin, compare, print_difference, run_ids
 from analysis.power import seeds_needed
 from analysis.tidy import Plan, Study
 
-METRIC = {"key": "test/score", "scale": 100.0, "digits": 1}
+METRIC = {"key": "test/score", "scale": 100.0, "short": "Score", "digits": 1}
 
 
 def cell(arm: str, values: dict[str, float], runs: dict[str, str], metric: str = "test/score") -> dict[str, Any]:
