@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from tracking_fixtures import NUM_STEPS, describe, fake_trial, fresh_place
@@ -44,7 +45,7 @@ from medst.tracking import (
     track,
     trials,
 )
-from medst.tracking.connection import TrackingError, client, ensure_experiment
+from medst.tracking.connection import TrackingError, client
 from medst.tracking.privacy import without_identifiers
 from medst.tracking.spool import Spool, has_spool, is_held, spool_lock, spool_path
 
@@ -61,7 +62,7 @@ def run(place: TrackingPlace, records: Iterator[Record] | None = None, **changes
 
 def content(place: TrackingPlace, key: str = "key") -> dict[str, Any]:
     """All that an undisturbed and a disturbed trial must have in common."""
-    frame = load_runs(place.uri)
+    frame = load_runs(place.uri, place.experiment)
     frame = frame[frame["key"] == key]
     assert len(frame) == 1
     row = frame.iloc[0]
@@ -91,7 +92,7 @@ def test_a_trial_is_written_down_whole(place: TrackingPlace) -> None:
     assert found["artifacts"] == ["config.yaml", "environment.json", "maps.npz", "predictions/scores.parquet"]
     assert found["params"]["params.training.epochs"] == "8.0"
     assert found["config"] == Config()
-    row = load_runs(place.uri, study="overview").iloc[0]
+    row = load_runs(place.uri, place.experiment, study="overview").iloc[0]
     assert (row["name"], row["arm"], row["seed"], row["key"]) == ("full · seed 0", "full", 0, "key")
     assert row["seconds"] > 0
     assert not has_spool(place.folder, "key"), "a finished trial leaves no spool"
@@ -230,7 +231,7 @@ def test_a_failed_trial_keeps_reason_traceback_and_config_and_can_be_tried_again
 
     with pytest.raises(FloatingPointError):
         run(place, failing())
-    row = load_runs(place.uri).iloc[0]
+    row = load_runs(place.uri, place.experiment).iloc[0]
     assert (row["state"], row["status"]) == ("failed", "FAILED")
     assert row["reason"] == "FloatingPointError: step 2: loss/local is not finite"
     path = reading.artifact_path(row["run_id"], "failure/traceback.txt", place.uri)
@@ -239,7 +240,7 @@ def test_a_failed_trial_keeps_reason_traceback_and_config_and_can_be_tried_again
     assert load_config_of(row["run_id"], place.uri) == Config()
 
     run(place)
-    again = load_runs(place.uri)
+    again = load_runs(place.uri, place.experiment)
     assert len(again) == 1
     assert again.iloc[0]["state"] == "finished" and again.iloc[0]["reason"] is None
     assert "Failed" not in again.iloc[0]["tags.mlflow.note.content"]
@@ -253,7 +254,7 @@ def test_a_consumer_that_stops_leaves_an_interrupted_run(place: TrackingPlace) -
     assert is_held(place, "key")
     stream.close()
     assert not is_held(place, "key")
-    row = load_runs(place.uri).iloc[0]
+    row = load_runs(place.uri, place.experiment).iloc[0]
     assert (row["state"], row["status"], row["tags.medst.state"]) == ("missing", "KILLED", "interrupted")
 
 
@@ -267,7 +268,7 @@ def test_an_absent_server_delays_and_loses_nothing(place: TrackingPlace, monkeyp
         server.setattr(trials, "PATIENCE_SECONDS", 0.0)
         assert len(run(place)) == 1 + 2 * NUM_STEPS + 3, "the trial goes on"
         assert drain_spools(place).waiting == ("key",)
-    assert load_runs(place.uri).empty
+    assert load_runs(place.uri, place.experiment).empty
     assert drain_spools(place).completed == ("key",)
     assert content(place)["state"] == "finished"
     assert drain_spools(place).completed == ()
@@ -354,7 +355,7 @@ def test_what_the_store_refuses_beside_the_trial_reaches_it(place: TrackingPlace
 def test_a_refusal_of_the_store_is_not_taken_for_absence(place: TrackingPlace) -> None:
     with pytest.raises(ValueError, match="train/ä#"):
         run(place, iter([Metrics(1, {"train/ä#": 1.0})]))
-    assert load_runs(place.uri).iloc[0]["state"] == "failed"
+    assert load_runs(place.uri, place.experiment).iloc[0]["state"] == "failed"
 
 
 def test_private_artifacts_of_credentialed_data_stay_home(place: TrackingPlace, tmp_path: Path) -> None:
@@ -370,7 +371,7 @@ def test_private_artifacts_of_credentialed_data_stay_home(place: TrackingPlace, 
     for key, is_credentialed, is_allowed in (("home", True, False), ("switch", True, True), ("phantom", False, False)):
         list(track(records(), describe(key, is_credentialed=is_credentialed, is_private_tracked=is_allowed), place,
                    model_folder=tmp_path / "model"))
-    frame = load_runs(place.uri).set_index("key")
+    frame = load_runs(place.uri, place.experiment).set_index("key")
     everything = {"patients.parquet", "attention.npz", "model/weights"}
     for key in ("switch", "phantom"):
         assert everything <= set(list_artifacts(frame.loc[key, "run_id"], place.uri))
@@ -387,7 +388,7 @@ def test_identifiers_are_taken_out_of_tracebacks() -> None:
 def test_hundreds_of_metrics_params_and_facts_fit_the_batches(place: TrackingPlace) -> None:
     run(place, iter([Metrics(1, {f"m/{index}": float(index) for index in range(2500)}),
                      Facts({f"text{index}": "x" for index in range(250)})]))
-    row = load_runs(place.uri).iloc[0]
+    row = load_runs(place.uri, place.experiment).iloc[0]
     assert row["metrics.m/2499"] == 2499.0 and row["tags.fact.text249"] == "x"
 
 
@@ -395,15 +396,20 @@ def test_all_pages_are_read(place: TrackingPlace, monkeypatch: pytest.MonkeyPatc
     for index in range(7):
         run(place, iter([]), key=f"key{index}")
     monkeypatch.setattr(reading, "_PAGE", 3)
-    assert sorted(load_runs(place.uri)["key"]) == [f"key{index}" for index in range(7)]
+    assert sorted(load_runs(place.uri, place.experiment)["key"]) == [f"key{index}" for index in range(7)]
 
 
-def test_a_lost_answer_to_a_create_request_leaves_one_run(place: TrackingPlace) -> None:
-    experiment = ensure_experiment(place.uri, place.experiment)
-    for _ in range(2):
-        client(place.uri).create_run(experiment, tags={"medst.key": "key", "medst.kind": "trial", **describe().tags()})
+def test_a_lost_answer_to_a_create_request_leaves_one_run(place: TrackingPlace, monkeypatch: pytest.MonkeyPatch
+                                                          ) -> None:
+    create = MlflowClient.create_run
+
+    def asked_twice(*arguments: Any, **options: Any) -> Any:
+        create(*arguments, **options)
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "create_run", asked_twice)
     run(place)
-    assert len(load_runs(place.uri)) == 1
+    assert len(load_runs(place.uri, place.experiment)) == 1
 
 
 def test_a_second_process_waits_for_the_first(place: TrackingPlace) -> None:
@@ -427,18 +433,18 @@ def test_a_run_without_a_sign_of_life_counts_as_missing(place: TrackingPlace) ->
 
 def test_the_run_of_a_study(place: TrackingPlace, tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="no study 'overview'"):
-        load_plan("overview", place.uri)
+        load_plan("overview", place.uri, place.experiment)
     first = ensure_study_run(place.uri, place.experiment, "overview", "## one", {"seeds": [0]}, is_running=True)
     again = ensure_study_run(place.uri, place.experiment, "overview", "## two", {"seeds": [0, 1]}, is_running=False)
-    assert first == again and list_studies(place.uri) == ["overview"]
-    assert load_plan("overview", place.uri) == {"seeds": [0, 1]}
+    assert first == again and list_studies(place.uri, place.experiment) == ["overview"]
+    assert load_plan("overview", place.uri, place.experiment) == {"seeds": [0, 1]}
     assert client(place.uri).get_run(first).data.tags["mlflow.note.content"] == "## two"
     tables = tmp_path / "tables"
     tables.mkdir()
     (tables / "table.md").write_text("| a |")
-    log_study_artifacts("overview", tables, place.uri)
+    log_study_artifacts("overview", tables, place.uri, place.experiment)
     assert "results/table.md" in list_artifacts(first, place.uri)
-    assert load_runs(place.uri).empty, "the run of a study is no trial"
+    assert load_runs(place.uri, place.experiment).empty, "the run of a study is no trial"
 
 
 def test_the_spool_takes_off_a_torn_line(tmp_path: Path) -> None:

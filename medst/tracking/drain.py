@@ -95,8 +95,9 @@ def find_or_create_run(uri: str, experiment_id: str, tag: str, value: str, name:
     found = find_run(uri, experiment_id, tag, value)
     if found is not None:
         return found, False
-    return client(uri).create_run(experiment_id, start_time=start_time, tags={tag: value, **tags},
-                                  run_name=name), True
+    made = client(uri).create_run(experiment_id, start_time=start_time, tags={tag: value, **tags}, run_name=name)
+    # Asked again after a lost answer, a server has made two.
+    return find_run(uri, experiment_id, tag, value) or made, True
 
 
 class Drain:
@@ -237,12 +238,12 @@ class Drain:
     def _open_run(self) -> None:
         described = self.spool.run
         store = client(self._uri)
-        run, is_new = find_or_create_run(
+        run, _ = find_or_create_run(
             self._uri, ensure_experiment(self._uri, self._place.experiment), names.KEY, described["key"],
             described["name"], {names.KIND: "trial", names.OWNER: self.spool.identity, **described["tags"]},
             start_time=described["time"])
         run_id = run.info.run_id
-        if not is_new and run.data.tags.get(names.OWNER) != self.spool.identity:
+        if run.data.tags.get(names.OWNER) != self.spool.identity:
             is_finished = run.info.status == "FINISHED"
             if is_finished or (not self._place.is_local and is_alive(run)):
                 raise TrialBusyError(described["name"], self._uri, is_finished)
