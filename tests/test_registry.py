@@ -33,7 +33,7 @@ def finished(place: TrackingPlace, key: str, loss: float, model: str | None, **c
         yield Metrics(6, {"validation/loss": loss})
 
     assert list(track(records(), description, place, folder))
-    runs = load_runs(place.uri, place.experiment, place.experiment)
+    runs = load_runs(place.uri, place.experiment)
     return str(runs.loc[runs["key"] == key, "run_id"].item())
 
 

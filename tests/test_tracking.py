@@ -189,7 +189,8 @@ def disturbed(place: TrackingPlace, kills: list[tuple[int, bool, bool, bool]]) -
                 if is_torn and (spool / "entries.jsonl").exists():
                     with (spool / "entries.jsonl").open("ab") as file:
                         file.write(b'{"number": 3, "ti')
-                if is_elsewhere:
+                # Beside a server another machine waits until the run shows no sign of life.
+                if is_elsewhere and place.is_local:
                     shutil.rmtree(spool, ignore_errors=True)
                     shutil.rmtree(checkpoints)
             assassin.remaining = math.inf
