@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,8 +134,12 @@ def audit(studies: Mapping[str, Study]) -> Audit:
                 rows += _planted_rows(effect, doses, study)
     if "audit_transfer" in studies:
         rows += _transfer_rows(studies["audit_transfer"])
-    told = json.dumps([[study.fingerprint for study in studies.values()], [asdict(row) for row in rows]])
-    return Audit(tuple(rows), curves, powers, tuple(missing), hashlib.sha256(told.encode()).hexdigest()[:16])
+    return Audit(tuple(rows), curves, powers, tuple(missing), fingerprint_of(studies.values()))
+
+
+def fingerprint_of(studies: Iterable[Study | StudySource]) -> str:
+    """Of all the runs of these studies, loaded or not."""
+    return hashlib.sha256(" ".join(study.fingerprint for study in studies).encode()).hexdigest()[:16]
 
 
 def _same_arm_rows(study: Study, powers: dict[str, Sequence[Rejections]]) -> list[Row]:

@@ -19,8 +19,7 @@ from analysis.document import FORMAT
 from analysis.text import counted
 from medst import tracking
 
-_TABLE = " table"
-WHOLE_TABLES = (f"new{_TABLE}",), (f"gone{_TABLE}",)
+WHOLE_TABLES = ("new table",), ("gone table",)
 """Reasons of cells whose table is in one of both folders only."""
 MAX_SETTINGS = 4
 """Changed settings that a reason names before it only counts the rest."""
@@ -170,7 +169,7 @@ def _reasons(name: str, place: tuple[str, str], then: Mapping[str, Any] | None, 
         word, tables, there = ("new", old, now) if then is None else ("gone", new, then)
         arm, metric = place
         if name not in tables:
-            yield f"{word}{_TABLE}"
+            yield f"{word} table"
         elif all(arm != row["name"] for row in tables[name]["arms"]):
             yield f"{word} arm"
         elif all(metric != column["key"] for column in tables[name]["metrics"]):

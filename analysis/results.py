@@ -6,7 +6,6 @@ table or figure.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
@@ -188,9 +187,9 @@ def _audit_unit(sources: Sequence[StudySource], code: str) -> Unit:
         from analysis import audit_figure, style
 
         folder.mkdir(parents=True, exist_ok=True)
-        return style.save(audit_figure.draw(find()), folder, find().fingerprint), {}
+        return style.save(audit_figure.draw(find()), folder, fingerprint), {}
 
-    fingerprint = hashlib.sha256(" ".join(source.fingerprint for source in sources).encode()).hexdigest()[:16]
+    fingerprint = audit.fingerprint_of(sources)
     return Unit(audit.NAME, sources[0].name, fingerprint, unit_key(fingerprint, code, ()), (), make)
 
 

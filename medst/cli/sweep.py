@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,9 @@ from medst.cli.options import (
     RetryFailed,
     StudyName,
 )
+
+if TYPE_CHECKING:
+    from sweeps.study import Study
 
 sweep_app = typer.Typer(no_args_is_help=True, help="Ablation studies. `medst sweep STUDY` is `medst sweep run STUDY`.")
 
@@ -52,14 +55,18 @@ def sweep_run(
     raise typer.Exit(code)
 
 
+def _loaded(study: str, base: Path | None) -> Study:
+    from sweeps.study import find_study, load_study
+
+    return load_study(find_study(study), base=[base] if base else [])
+
+
 def report_study(study: str, base: Path | None, is_complete: bool) -> None:
     """Print the tables of a study, file its tables and figures, and say where everything is."""
     from analysis.results import make_results, print_tables
     from medst.tracking import TrackingPlace
-    from sweeps.study import find_study, load_study
 
-    place = TrackingPlace.of_project()
-    name = load_study(find_study(study), base=[base] if base else []).name
+    place, name = TrackingPlace.of_project(), _loaded(study, base).name
     print_tables(place.uri, place.experiment, name)
     if is_complete:
         make_results(place.uri, place.experiment, RESULTS, studies=[name])
@@ -95,9 +102,8 @@ def sweep_plan(
     if detect is not None:
         from analysis.power import print_seeds_needed
         from medst.tracking import TrackingPlace
-        from sweeps.study import find_study, load_study
 
-        place, file = TrackingPlace.of_project(), load_study(find_study(study), base=[base] if base else []).file
+        place, file = TrackingPlace.of_project(), _loaded(study, base).file
         print_seeds_needed(place.uri, place.experiment, file.name, file.primary_metric, detect)
     raise typer.Exit(code)
 
