@@ -99,7 +99,10 @@ def main() -> None:
                 part("input", partial(measure_input, config, rate, step["operations"] / step["pairs"],
                                       seconds=seconds["input"] / 2, num_studies=512), name)
     if "shares" in chosen:
+        # A small trial of a sweep has one thread, so that as many run as there are cores.
+        torch.set_num_threads(1)
         part("shares", lambda: measure_shares(tiny, PROFILED_STEPS))
+        torch.set_num_threads(options.threads)
     if "sharing" in chosen:
         part("sharing", lambda: measure_sharing(options.device, seconds=seconds["sharing"]))
     if "growth" in chosen:
