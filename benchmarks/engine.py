@@ -151,7 +151,8 @@ def bench_overhead(folder: Path) -> Iterator[Result]:
     memory, cpu = _measure(_give_memory_back, 10)
     yield Result("  of which giving memory back", memory, "s", remark=f"{cpu:.3f} s of processor time here; more in a "
                  "worker that has computed")
-    yield Result("  the rest: Ray Tune, two reports", max(0.0, value - tracking - memory), "s", remark="the first line less the two above")
+    yield Result("  the rest: Ray Tune, two reports", max(0.0, value - tracking - memory), "s",
+                 remark="the first line less the two above")
 
 
 def _measure(act: Callable[[], object], times: int) -> tuple[float, float]:
