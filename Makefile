@@ -16,7 +16,7 @@ EXECUTOR ?=
 PRESET ?= tiny
 PORT ?= 5000
 TEST_WORKERS ?= 2
-PAPER ?= components lambda experts curriculum sequence_length lateral_fraction fidelity
+PAPER ?= components baselines lambda experts curriculum sequence_length lateral_fraction fidelity
 
 # ---- The environment ---------------------------------------------------------------------------------------------
 

@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from analysis.style import BLACK, COLOURS, GREY, PAGE_WIDTH, Picture, style
-from analysis.tidy import Study
+from analysis.text import expert_names
+from analysis.tidy import FINISHED, Study
 
 HEIGHT = 3.1
 """Inches; the drawing's unit is the inch too."""
-VIEWS = {1: ("all views",), 2: ("frontal", "lateral"), 3: ("AP", "PA", "lateral"), 4: ("AP", "PA", "LL", "LATERAL")}
 CURRICULA = {
     "joint": "FMC and RMR together", "staged": "FMC, then RMR", "ramp": "FMC, RMR rising", "fmc_only": "FMC only",
     "rmr_only": "RMR only", "reversed": "RMR, then FMC", "length": "growing sequences",
@@ -46,7 +46,8 @@ def architecture(study: Study) -> Picture | None:
                 "GFLOPs for a two-view pair, forward.")
     return Picture("architecture", figure,
                    f"The model of arm '{study.plan.reference}' of study {study.plan.name}, drawn from its tracked "
-                   f"configuration.{size} n = {len(study.plan.seeds)} seeds share it.", study.plan.name)
+                   f"configuration.{size} n = {study.states(study.plan.reference).get(FINISHED, 0)} of "
+                   f"{len(study.plan.seeds)} planned seeds are finished and share it.", study.plan.name)
 
 
 def texts_of(config: Mapping[str, Any]) -> dict[str, str]:
@@ -93,9 +94,9 @@ def _named(name: str | None) -> str:
 
 def _draw(axes: Axes, config: Mapping[str, Any]) -> None:
     texts = texts_of(config)
-    is_learned = config["model.experts.routing"] == "learned"
     num_experts = config["model.experts.num_experts"]
-    names = tuple(map(str, range(1, num_experts + 1))) if is_learned else VIEWS[num_experts]
+    # A box has room for a number, not for its noun.
+    names = [name.removeprefix("expert ") for name in expert_names(config["model.experts.routing"], num_experts)]
     upper, lower, grey = 2.05, 0.5, "#f2f2f2"
     _box(axes, 0.62, upper, 1.05, 0.62, texts["images"], grey)
     _box(axes, 1.84, upper, 1.12, 0.62, texts["patches"], grey)

@@ -47,8 +47,11 @@ def draw(study: Study, exhibits: Iterable[str], uri: str, only: str | None = Non
         return _named(figures.expert_use(study, _curves(study, arms, use, uri)),
                       "view_expert_use" if is_exhibit else None)
 
+    def surface() -> Picture | None:
+        return _named(figures.lambda_surface(study), "lambda_surface" if "lambda_surface" in asked else None)
+
     makers: dict[str, Callable[[], Picture | None]] = {
-        "forest": lambda: figures.forest(study), "lambda_surface": lambda: figures.lambda_surface(study),
+        "forest": lambda: figures.forest(study), "lambda_surface": surface,
         "experts": lambda: figures.experts(study), "learning_curves": curves, "curriculum": schedules,
         "view_expert_use": shares,
     }

@@ -19,7 +19,7 @@ from matplotlib.ticker import MultipleLocator
 from analysis import registry, statistics
 from analysis.registry import Metric
 from analysis.style import BLACK, COLOURS, COLUMN_WIDTH, GREY, LIGHT, LINES, PAGE_WIDTH, SEQUENTIAL, Picture, style
-from analysis.text import broken, seeds_text
+from analysis.text import broken, expert_names, seeds_text
 from analysis.tidy import Plan, Study
 
 LAMBDA_KEYS = ("objective.lambda_local", "objective.lambda_temporal")
@@ -114,7 +114,7 @@ def lambda_surface(study: Study) -> Picture | None:
     outlined = ""
     if any(is_contender.values()):
         outlined = " Outlined: cannot be told from the best (comparison with the best, 95 %)."
-    return Picture("lambda_surface", figure,
+    return Picture(f"lambda_surface_{plan.name}", figure,
                    f"{_head(study)} {metric.name} over the weights of the local (λ1) and the temporal (λ2) loss: "
                    f"mean ± half width of the 95 % t interval.{outlined} {_counts(study, plan.primary)}", plan.name)
 
@@ -149,7 +149,7 @@ def experts(study: Study) -> Picture | None:
         lower.margins(y=0.25)
         lower.set_xticks(range(len(plan.arms)), [broken(arm, 10) for arm in plan.arms])
         lower.tick_params(axis="x", length=0)
-    return Picture("experts", figure,
+    return Picture(f"experts_{plan.name}", figure,
                    f"{_head(study)} {metric.name} (above: seeds, mean and 95 % t interval; the reference in blue) "
                    f"and parameters (below) by the experts of the image encoder. "
                    f"{_counts(study, plan.primary)}", plan.name)
@@ -228,7 +228,7 @@ def curriculum_weights(study: Study, curves: pd.DataFrame) -> Picture | None:
             axes.set_xlabel("Step")
     return Picture(f"curriculum_{study.plan.name}", figure,
                    f"{_head(study)} Schedules of the temporal curriculum as tracked during training: one row an arm; "
-                   f"n = {len(study.plan.seeds)} seeds an arm, which share the schedule.", study.plan.name)
+                   f"the seeds of an arm share it. {_counts(study, study.plan.primary)}", study.plan.name)
 
 
 def expert_use(study: Study, curves: pd.DataFrame) -> Picture | None:
@@ -247,7 +247,7 @@ def expert_use(study: Study, curves: pd.DataFrame) -> Picture | None:
         figure, grid = plt.subplots(num_rows, num_columns, squeeze=False, sharey=True,
                                     figsize=(width, 0.4 + 1.55 * num_rows))
         for axes, arm in zip(grid.flat, arms, strict=False):
-            names = _expert_names(study.level(arm, EXPERT_KEYS[0]), mean[arm].shape[1])
+            names = expert_names(study.level(arm, EXPERT_KEYS[0]), mean[arm].shape[1])
             areas = axes.stackplot(mean[arm].index, mean[arm].to_numpy().T * 100, colors=COLOURS, alpha=0.8,
                                    edgecolor="white", linewidth=0.4)
             axes.set_title(broken(arm, 26))
@@ -260,17 +260,10 @@ def expert_use(study: Study, curves: pd.DataFrame) -> Picture | None:
             axes.set_visible(False)
         for axes in grid[:, 0]:
             axes.set_ylabel("Tokens served (%)")
-    return Picture(f"experts_use_{study.plan.name}", figure,
+    return Picture(f"expert_use_{study.plan.name}", figure,
                    f"{_head(study)} Share of the image tokens that each view expert served during training, mean over "
                    f"layers and seeds. LL and LATERAL are one projection under two naming conventions. "
                    f"{_counts(study, study.plan.primary)}", study.plan.name)
-
-
-def _expert_names(routing: str | None, num_experts: int) -> list[str]:
-    by_view = {2: ["frontal", "lateral"], 3: ["AP", "PA", "lateral"], 4: ["AP", "PA", "LL", "LATERAL"]}
-    if routing != "learned" and num_experts in by_view:
-        return by_view[num_experts]
-    return [f"expert {number}" for number in range(1, num_experts + 1)]
 
 
 def varies_experts(study: Study) -> bool:

@@ -13,6 +13,15 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def expert_names(routing: str | None, num_experts: int) -> list[str]:
+    """What the experts of the image encoder serve, as in `model.experts`; numbers where no view decides."""
+    by_view = {1: ["all views"], 2: ["frontal", "lateral"], 3: ["AP", "PA", "lateral"],
+               4: ["AP", "PA", "LL", "LATERAL"]}
+    if routing != "learned" and num_experts in by_view:
+        return by_view[num_experts]
+    return [f"expert {number}" for number in range(1, num_experts + 1)]
+
+
 def finding_name(finding: str) -> str:
     """'pleural_effusion' -> 'pleural effusion'."""
     return finding.replace("_", " ")

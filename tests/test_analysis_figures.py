@@ -21,7 +21,7 @@ from analysis_samples import (
 from matplotlib.image import imread
 from PIL import Image
 
-from analysis import architecture, figures, pictures, registry, statistics, style, trajectories
+from analysis import architecture, drawing, figures, pictures, registry, statistics, style, trajectories
 from analysis.tidy import Study, assemble
 from medst.config import Config, flatten, override
 
@@ -85,6 +85,29 @@ def test_lambda_surface_places_every_arm() -> None:
         for column, local in enumerate(LEVELS):
             assert shown[row, column] == pytest.approx(means[f"λ1 = {local:g}, λ2 = {temporal:g}"])
     assert figures.lambda_surface(_with(EXPERTS)) is None
+
+
+def test_figures_of_two_studies_have_two_names_and_the_exhibit_has_its_own() -> None:
+    studies = [_with(LAMBDAS), _with(EXPERTS)]
+    others = [replace(study, plan=replace(study.plan, name="other")) for study in studies]
+    names = [picture.name for make, study, other in zip((figures.lambda_surface, figures.experts), studies, others,
+                                                        strict=True)
+             for picture in (make(study), make(other)) if picture is not None]
+    assert names == ["lambda_surface_sample", "lambda_surface_other", "experts_sample", "experts_other"]
+    [exhibit] = drawing.draw(studies[0], ["lambda_surface"], "", only="lambda_surface")
+    assert exhibit.name == "lambda_surface"
+
+
+def test_captions_count_finished_trials() -> None:
+    plan = make_plan(("full", "staged curriculum"), 3, "sample",
+                     {"full": {}, "staged curriculum": {"objective.curriculum.kind": "staged"}})
+    runs, numbers = make_frames(plan)
+    study = assemble(plan, runs[runs["seed"] == 0], numbers, "source")
+    params = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(Config()).items()}
+    drawn = architecture.architecture(replace(study, params={"full": params}))
+    assert drawn is not None and "n = 1 of 3 planned seeds" in drawn.caption
+    curriculum = figures.curriculum_weights(study, make_curves(study).dropna(subset=["run_id"]))
+    assert curriculum is not None and "n = 1 seeds an arm (0–2 planned)" in curriculum.caption
 
 
 def test_lambda_surface_takes_levels_that_the_base_holds_from_the_trials() -> None:

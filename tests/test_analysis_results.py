@@ -140,8 +140,8 @@ def test_check_results_finds_edits_stale_runs_and_gaps(uri: str, tmp_path: Path,
         found = checking.check_results(uri, EXPERIMENT, tmp_path)
         return {" ".join(problem.split()[:2]).rstrip(":") for problem in found}
 
-    missing = {f"INCOMPLETE {name}" for name in ("components", "lambda", "experts", "curriculum", "sequence_length",
-                                                "lateral_fraction", "fidelity", "lambda_surface")}
+    missing = {f"INCOMPLETE {name}" for name in ("components", "baselines", "lambda", "experts", "curriculum",
+                                                "sequence_length", "lateral_fraction", "fidelity", "lambda_surface")}
     assert kinds() == missing
     table = tmp_path / "tables" / "overview.csv"
     kept = table.read_text(encoding="utf-8")
@@ -184,7 +184,7 @@ def test_trace_leads_from_a_cell_to_runs_and_commands(made: tuple[Path, list[Pat
 
 def test_all_notebooks_run_in_one_kernel(uri: str, tmp_path: Path) -> None:
     paths = run_notebooks(uri, tmp_path, Console(file=io.StringIO()))
-    assert len(paths) == len(paper.EXHIBITS) == 18
+    assert len(paths) == len(paper.EXHIBITS) == 19
     shown = {path.stem: nbformat.read(path, 4) for path in paths}
     assert "image/png" in shown["figure_tsne"].cells[2].outputs[0]["data"]
     assert "Temporal image classification" in shown["table_temporal_image"].cells[2].outputs[0]["data"]["text/markdown"]
@@ -203,7 +203,7 @@ def test_notebooks_hold_no_functions_and_name_every_exhibit() -> None:
         shown += [node.args[0].value for node in ast.walk(ast.parse(code))
                   if isinstance(node, ast.Call) and isinstance(node.args[0], ast.Constant)]
     assert sorted(shown) == sorted(paper.EXHIBITS)
-    assert (len(paper.TABLES), len(paper.FIGURES)) == (11, 7)
+    assert (len(paper.TABLES), len(paper.FIGURES)) == (12, 7)
 
 
 def test_a_failing_cell_fails_the_run(uri: str, tmp_path: Path) -> None:
