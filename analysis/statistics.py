@@ -162,13 +162,27 @@ def max_t_adjusted_p(differences: ArrayLike, min_seeds: int = MIN_SEEDS_FOR_TEST
     present = np.nan_to_num(table[:, tested])
     norm = np.sqrt((present**2).sum(axis=0))
     norm[norm == 0] = 1.0
-    # (num_flips, num_tested); the first row is the data as they are.
-    statistic = np.abs(_sign_flips(table.shape[0]) @ present) / norm
-    order = np.argsort(-statistic[0], kind="stable")
+    # The first flip is the data as they are.
+    adjusted[tested] = step_down_p(np.abs(sign_flips(table.shape[0]) @ present) / norm)
+    return adjusted
+
+
+def step_down_p(statistic: Floats) -> Floats:
+    """Adjusted p of step-down max-T.
+
+    Args:
+        statistic: (..., num_flips, num_arms), not negative; flip 0 is the data as they are.
+
+    Returns:
+        (..., num_arms).
+    """
+    order = np.argsort(-statistic[..., :1, :], axis=-1, kind="stable")
+    ranked = np.take_along_axis(statistic, order, axis=-1)
     # Largest statistic among this arm and all less significant ones, under every flip.
-    tail_max = np.maximum.accumulate(statistic[:, order][:, ::-1], axis=1)[:, ::-1]
-    p = (tail_max >= statistic[0, order] - _TIE).mean(axis=0)
-    adjusted[tested[order]] = np.maximum.accumulate(p)
+    tail_max = np.maximum.accumulate(ranked[..., ::-1], axis=-1)[..., ::-1]
+    p = np.maximum.accumulate((tail_max >= ranked[..., :1, :] - _TIE).mean(axis=-2), axis=-1)
+    adjusted = np.empty_like(p)
+    np.put_along_axis(adjusted, order[..., 0, :], p, axis=-1)
     return adjusted
 
 
@@ -293,7 +307,7 @@ def _detectable_effect(num_seeds: int, confidence: float, power: float) -> float
 
 
 @lru_cache(maxsize=16)
-def _sign_flips(num_seeds: int) -> Floats:
+def sign_flips(num_seeds: int) -> Floats:
     """(num_flips, num_seeds) of -1 and 1, first row all 1: every flip, or a fixed sample of them."""
     if num_seeds <= MAX_SEEDS_ENUMERATED:
         codes = np.arange(2**num_seeds)[:, None] >> np.arange(num_seeds)[None, :]
