@@ -176,6 +176,28 @@ def test_covid_chestxray(tmp_path: Path) -> None:
     assert any("they are no reports" in note for note in store.notes)
 
 
+def test_covid_chestxray_keeps_the_first_study_of_patients_without_order(tmp_path: Path) -> None:
+    rows = [
+        # The first offset is stated, the last is not; a date without a day says nothing.
+        covid_row(1, 5, "PA", "1a.jpg", date="2020"), covid_row(1, 5, "L", "1b.jpg", date="March 2020"),
+        covid_row(1, 6, "PA", "1c.jpg"), covid_row(1, "", "PA", "1d.jpg"),
+        # The first date is stated, another is not.
+        covid_row(2, "", "PA", "2a.jpg", date="2020-01-02"), covid_row(2, "", "AP", "2b.jpg", date="Jan 2, 2020"),
+        covid_row(2, "", "L", "2c.jpg", date="Jan 3, 2020"), covid_row(2, "", "L", "2d.jpg"),
+        # No day at all: one frontal and one lateral.
+        covid_row(3, "", "PA", "3a.jpg", date="2020"), covid_row(3, "", "AP", "3b.jpg", date="2020"),
+        covid_row(3, "", "L", "3c.jpg"), covid_row(3, "", "L", "3d.jpg"),
+        # The same offset, but other days.
+        covid_row(4, 0, "PA", "4a.jpg", date="2020-01-02"), covid_row(4, 0, "L", "4b.jpg", date="2020-01-03"),
+        covid_row(4, "", "L", "4c.jpg"),
+    ]
+    (tmp_path / "metadata.csv").write_text("\n".join([COVID_COLUMNS, *rows]) + "\n", encoding="utf-8")
+    corpus = read_covid_chestxray(tmp_path)
+    assert [name.removesuffix(".jpg") for name in corpus.images["dicom_id"]] == [
+        "1a", "1b", "2a", "2b", "3a", "3c", "4a"]
+    assert corpus.studies["study_id"].tolist() == ["1-1", "2-1", "3-1", "4-1"]
+
+
 @pytest.mark.parametrize(("text", "expected"), [
     ("January 22, 2020", "2020-01-22"), ("Jan 2, 2020", "2020-01-02"), ("Sept. 5, 2020", "2020-09-05"),
     ("2020-03-12", "2020-03-12"), ("3/12/2020", "2020-03-12"), ("12 March 2020", "2020-03-12"), ("2020", None),
@@ -235,6 +257,48 @@ def test_chexpert_plus(tmp_path: Path) -> None:
     assert studies["label_edema"].notna().sum() == 1
     assert (studies["age"] == 61.0).all() and (studies["sex"] == "M").all()
     assert any("taken as published" in note for note in store.notes)
+
+
+def test_chexpert_plus_table_of_windows(tmp_path: Path) -> None:
+    picture(tmp_path / "PNG" / "train" / "patient00001" / "study1" / "view1_frontal.png")
+    pd.DataFrame([{
+        "path_to_image": "train/patient00001/study1/view1_frontal.jpg", "frontal_lateral": "Frontal", "ap_pa": "AP",
+        "deid_patient_id": "patient00001", "patient_report_date_order": 1, "report": "", "section_findings": "",
+        "section_impression": "The patient’s left lung is clear.", "age": 61.0, "sex": "Male", "split": "train"}]
+    ).to_csv(tmp_path / "df_chexpert_plus_240401.csv", encoding="cp1252")
+    corpus = read_chexpert_plus(tmp_path)
+    assert list(corpus.reports.read(corpus.studies)) == [(0, {"impression": "The patient’s left lung is clear."})]
+
+
+# Tables apart from the images
+
+
+@pytest.mark.parametrize("name", ["open-i", "covid-chestxray", "chexpert-plus"])
+def test_tables_may_lie_apart_from_the_images(tmp_path: Path, name: str) -> None:
+    images, tables = tmp_path / "images", tmp_path / "tables"
+    images.mkdir()
+    tables.mkdir()
+    if name == "open-i":
+        write_open_i(images, 6, is_kaggle=True, is_packed=False)
+        moved = ["indiana_projections.csv"]
+    elif name == "covid-chestxray":
+        picture(images / "images" / "a.jpg")
+        (images / "metadata.csv").write_text("\n".join([COVID_COLUMNS, covid_row(
+            2, 0, "PA", "a.jpg", notes="An infiltrate in the left lung.")]) + "\n")
+        moved = ["metadata.csv"]
+    else:
+        path = "train/patient00001/study1/view1_frontal"
+        picture(images / f"{path}.png")
+        pd.DataFrame([{
+            "path_to_image": f"{path}.jpg", "frontal_lateral": "Frontal", "ap_pa": "AP", "deid_patient_id": "patient1",
+            "patient_report_date_order": 1, "report": "IMPRESSION:\nThe lungs are quite clear.", "split": "train"}]
+        ).to_csv(images / "df_chexpert_plus_240401.csv")
+        moved = ["df_chexpert_plus_240401.csv"]
+    beside = make(tmp_path / "beside", name, Source(str(images), str(images) if name == "open-i" else ""))
+    for file in moved:
+        (images / file).rename(tables / file)
+    apart = make(tmp_path / "apart", name, Source(str(images), str(images) if name == "open-i" else "", str(tables)))
+    assert apart.fingerprint == beside.fingerprint and apart.mimic is not None and len(apart.mimic.images)
 
 
 # Real files

@@ -120,6 +120,18 @@ def test_images_are_found_in_other_trees(tmp_path: Path, layout: str) -> None:
     assert store.fingerprint == expected.fingerprint
 
 
+@pytest.mark.parametrize(("name", "pattern"), [("rsna", "*.csv"), ("covidx", "*.txt")])
+def test_tables_of_tasks_may_lie_apart_from_the_images(tmp_path: Path, name: str, pattern: str) -> None:
+    write_root(tmp_path / "raw", num_patients=1)
+    images, tables = tmp_path / "raw" / name, tmp_path / "tables"
+    beside = make(tmp_path / "beside", name, Source(str(images)))
+    tables.mkdir()
+    for path in list(images.glob(pattern)):
+        path.rename(tables / path.name)
+    apart = make(tmp_path / "apart", name, Source(str(images), tables=str(tables)))
+    assert apart.fingerprint == beside.fingerprint and len(apart.problems) == 0
+
+
 def test_a_partial_download_is_refused_unless_it_is_said_to_be_one(tmp_path: Path) -> None:
     writer = write_root(tmp_path / "raw", num_patients=12)
     lost = sorted((tmp_path / "raw" / "mimic-cxr-jpg").rglob("*.jpg"))[::2]

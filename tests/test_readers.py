@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ from medst.data.readers import (
     read_rsna,
 )
 from medst.data.readers.covidx import read_split_file
-from medst.data.readers.mimic_cxr import group_views
+from medst.data.readers.mimic_cxr import find_reports, group_views
+from medst.data.readers.tables import line_of, numbers, read_table
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,38 @@ def test_a_bad_cell_is_named_with_its_line(tmp_path: Path, column: str, value: s
         read_root(tmp_path)
 
 
+def test_a_study_of_two_patients_is_named_with_its_line(tmp_path: Path) -> None:
+    writer = RawWriter(tmp_path)
+    writer.add_study(10000001, 50000001, ["PA", "LL"])
+    writer.metadata[1]["subject_id"] = 10000002
+    writer.write_tables()
+    with pytest.raises(DataError, match=r"metadata\.csv\.gz, line 3: study_id='50000001' stands under two patients"):
+        read_root(tmp_path)
+
+
+def test_a_study_in_two_splits_is_named_with_its_line(tmp_path: Path) -> None:
+    writer = RawWriter(tmp_path)
+    writer.add_study(10000001, 50000001, ["PA", "LL", "LL"])
+    writer.splits[2]["split"] = "test"
+    writer.write_tables()
+    with pytest.raises(DataError, match=r"split\.csv\.gz, line 4: study_id='50000001' stands in two splits"):
+        read_root(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.csv.gz"])
+def test_lines_are_those_of_the_file_where_cells_hold_line_breaks(tmp_path: Path, name: str) -> None:
+    text = '\r\nid,number\r\n"two\r\nlines",1\r\n\r\n"more ""quoted""\n\nlines",2\r\n   \r\nbad,none\r\nlast,4'
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    frame = read_table(path, ["id", "number"])
+    assert len(frame) == 4
+    with pytest.raises(DataError, match="line 10: number='none' is not a number"):
+        numbers(path, frame, "number")
+    assert line_of(path, frame, frame["id"] == "last") == 11
+    assert line_of(path, frame, frame["number"] == "2") == 6
+    assert line_of(path, frame, frame["number"] == "1") == 3
+
+
 def test_missing_files_and_columns_name_their_source(tmp_path: Path) -> None:
     writer = RawWriter(tmp_path)
     writer.add_study(10000001, 50000001, ["PA"])
@@ -152,6 +186,49 @@ def test_a_truncated_archive_is_reported(tmp_path: Path) -> None:
 
 
 # MS-CXR-T, MS-CXR
+
+
+@pytest.mark.parametrize("name", ["mimic_cxr_sectioned.csv.gz", "mimic-cxr-reports.zip", "metadata"])
+def test_a_broken_member_of_an_archive_names_the_archive(tmp_path: Path, name: str) -> None:
+    """Flipped bytes inside the compressed part, which only decompression notices; and a lost end."""
+    rng = np.random.default_rng(0)
+    text = "".join(chr(letter) for letter in rng.integers(97, 123, 40_000))
+    studies = pd.DataFrame({"subject_id": ["10000032"], "study_id": ["50414267"]})
+    path = tmp_path / name
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("files/p10/p10000032/s50414267.txt", text)
+    elif name == "metadata":
+        path = tmp_path / "mimic-cxr-2.0.0-metadata.csv.gz"
+        path.write_bytes(gzip.compress(f"study,impression,findings\ns50414267,{text},a\n".encode()))
+    else:
+        path.write_bytes(gzip.compress(f"study,impression,findings\ns50414267,{text},a\n".encode()))
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[200:240] = b"\xff" * 40
+    broken = [bytes(flipped)] if name.endswith(".zip") else [bytes(flipped), whole[:-300]]
+    for content in broken:
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"{path.name}: not .*\("):
+            if name == "metadata":
+                read_table(path, ["study"])
+            else:
+                list(find_reports(path).read(studies))
+
+
+def test_the_newest_release_of_ms_cxr_is_read_and_named(tmp_path: Path) -> None:
+    writer = RawWriter(tmp_path)
+    dicoms = writer.add_study(10000001, 50000001, ["PA", "AP"])
+    writer.write_ms_cxr(dicoms)
+    folder = tmp_path / "ms-cxr"
+    first = read_ms_cxr(folder)
+    assert (first.table, len(first.boxes)) == ("MS_CXR_Local_Alignment_v1.0.0.csv", 2)
+    rows = pd.read_csv(folder / first.table)
+    rows.iloc[:1].assign(split="val").to_csv(folder / "MS_CXR_Local_Alignment_v1.1.0.csv.gz", index=False)
+    both = read_ms_cxr(folder)
+    assert (both.table, both.boxes["dicom_id"].tolist()) == ("MS_CXR_Local_Alignment_v1.1.0.csv.gz", dicoms[:1])
+    (folder / first.table).unlink()
+    pd.testing.assert_frame_equal(read_ms_cxr(folder).boxes, both.boxes)
 
 
 def test_ms_cxr_t_reads_paths_as_dicom_ids_and_counts_odd_labels(tmp_path: Path) -> None:

@@ -143,18 +143,21 @@ def build(sources: Sources, folder: Path, image_size: int, num_workers: int, ste
 
 def _build(work: _Building) -> dict[str, Any]:
     sources = work.sources
-    places = {name: source.tables or source.folder for name, source in sources.sets.items()}
-    ms_cxr_t = read_ms_cxr_t(places["ms-cxr-t"]) if "ms-cxr-t" in places else None
-    ms_cxr = read_ms_cxr(places["ms-cxr"]) if "ms-cxr" in places else None
-    rsna = read_rsna(places["rsna"]) if "rsna" in places else None
+    sets = sources.sets
+    ms_cxr_t = read_ms_cxr_t(sets["ms-cxr-t"].table_folder) if "ms-cxr-t" in sets else None
+    ms_cxr = read_ms_cxr(sets["ms-cxr"].table_folder) if "ms-cxr" in sets else None
+    rsna = read_rsna(sets["rsna"].folder, sets["rsna"].table_folder) if "rsna" in sets else None
     covidx = None
-    if "covidx" in places:
-        covidx = read_covidx(places["covidx"], sources.sets["covidx"].version or "9A")
+    if "covidx" in sets:
+        covidx = read_covidx(sets["covidx"].folder, sets["covidx"].version or "9A", sets["covidx"].table_folder)
     references = _referenced_images(ms_cxr_t, ms_cxr)
     corpus = read_corpus(sources, references)
 
     steps: list[tuple[str, int]] = []
     selection: dict[str, Any] = {}
+    notes = list(corpus.notes) if corpus is not None else []
+    if ms_cxr is not None:
+        notes.append(f"boxes of MS-CXR are those of {ms_cxr.table}")
     if corpus is not None:
         captions = write_captions(work.folder / "captions", corpus.studies, corpus.reports, work.workers,
                                   work.step(f"reports of {sources.corpus}"))
@@ -186,7 +189,7 @@ def _build(work: _Building) -> dict[str, Any]:
         "format": FORMAT, "name": sources.name, "is_credentialed": sources.is_credentialed,
         "image_size": work.image_size, "data_sets": sorted(sources.sets), "corpus": sources.corpus or "",
         "steps": [list(entry) for entry in steps], "selection": selection,
-        "notes": list(corpus.notes) if corpus is not None else [], "counts": work.counts, "digests": work.digests,
+        "notes": notes, "counts": work.counts, "digests": work.digests,
         "num_problems": len(problems), "files": _checksums(work),
         "fingerprint": fingerprint(json.dumps(work.digests, sort_keys=True)),
     }
@@ -203,13 +206,13 @@ def read_corpus(sources: Sources, references: frozenset[str] = frozenset()) -> C
         return None
     source = sources.sets[name]
     if name == "mimic-cxr-jpg":
-        return read_mimic_cxr(source.folder, source.reports, source.tables or None, references, source.is_partial)
+        return read_mimic_cxr(source.folder, source.reports, source.table_folder, references, source.is_partial)
     if name == "open-i":
-        return read_open_i(source.folder, source.reports or source.folder)
+        return read_open_i(source.folder, source.reports or source.folder, source.table_folder)
     if name == "covid-chestxray":
-        return read_covid_chestxray(source.folder)
+        return read_covid_chestxray(source.folder, source.table_folder)
     assert name == "chexpert-plus", name
-    return read_chexpert_plus(source.tables or source.folder, source.folder)
+    return read_chexpert_plus(source.table_folder, source.folder)
 
 
 def caption_steps(captions: Captions) -> list[tuple[str, int]]:

@@ -41,6 +41,10 @@ class Source:
     version: str = ""
     """Of COVIDx: number of the split files."""
 
+    @property
+    def table_folder(self) -> str:
+        return self.tables or self.folder
+
     def paths(self) -> list[Path]:
         return [Path(place) for place in (self.folder, self.reports, self.tables) if place]
 

@@ -24,7 +24,7 @@ from medst.data.readers.corpus import (
     split_by_patient,
     without_labels,
 )
-from medst.data.readers.tables import DataError, find_table, numbers, read_age, read_table, refuse_rows
+from medst.data.readers.tables import DataError, encoding_of, find_table, numbers, read_age, read_table, refuse_rows
 
 ORIGIN = "CheXpert Plus (https://aimi.stanford.edu/datasets/chexpert-plus, registration with Stanford AIMI)"
 TABLE = "df_chexpert_plus_240401.csv"
@@ -137,9 +137,9 @@ class _TableReports:
     def read(self, studies: pd.DataFrame) -> Iterator[tuple[int, Report]]:
         """The rows of the images of a study repeat its report: the first that has one serves."""
         rows = {study: row for row, study in enumerate(studies["study_id"])}
-        chunks = pd.read_csv(self.path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False,
-                             usecols=lambda name: name in {"path_to_image", "report", *_SECTIONS},
-                             chunksize=_ROWS_PER_CHUNK)
+        chunks = pd.read_csv(self.path, dtype=str, keep_default_na=False, encoding=encoding_of(self.path),
+                             index_col=False, chunksize=_ROWS_PER_CHUNK,
+                             usecols=lambda name: name in {"path_to_image", "report", *_SECTIONS})
         for chunk in chunks:
             parts = chunk["path_to_image"].str.extract(r"(patient[^/]+)/(study[^/]+)/")
             for study, line in zip(parts[0] + "-" + parts[1], chunk.to_dict("records"), strict=True):

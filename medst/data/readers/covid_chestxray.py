@@ -22,6 +22,7 @@ from medst.data.readers.corpus import (
     without_labels,
 )
 from medst.data.readers.tables import find_table, read_age, read_table, refuse_rows
+from medst.data.views import LATERAL_VIEWS
 
 ORIGIN = "covid-chestxray-dataset (https://github.com/ieee8023/covid-chestxray-dataset)"
 TABLE = "metadata.csv"
@@ -46,18 +47,22 @@ def parse_date(text: object) -> pd.Timestamp | None:
     return None
 
 
-def read_covid_chestxray(folder: str | Path) -> Corpus:
+def read_covid_chestxray(folder: str | Path, tables: str | Path | None = None) -> Corpus:
     """Read metadata.csv and images/ of a clone of the repository.
 
     Rows that are no radiograph (CT) are left out. Images of a patient on one day are one study. A day is the offset
     where all of a patient's radiographs state it, else the date where all do; of other patients only the first study
-    is kept, since its place in time does not matter.
+    is kept, since its place in time does not matter: the images with the offset and date of the first one, or, where
+    that states no day, one frontal and one lateral of those that state none.
+
+    Args:
+        tables: folder of metadata.csv, where it is not that of images/.
 
     Raises:
         DataError: the table or a column is missing.
     """
     folder = Path(folder)
-    path = find_table(folder, TABLE, ORIGIN)
+    path = find_table(Path(tables or folder), TABLE, ORIGIN)
     optional = ["filename", "folder", "modality", "date", "license", "clinical_notes", "other_notes", "notes", "sex",
                 "age", "finding", "view"]
     frame = read_table(path, ["patientid", "offset"], optional)
@@ -120,10 +125,20 @@ def _with_days(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     is_lettered = letter.notna().groupby(patient).transform("all")
     rank = letter.map(lambda sign: ord(sign) - ord("a"), na_action="ignore").astype("float64")
     chosen = rank.where(is_lettered, offset.where(has_offsets, day.where(has_dates)))
-    is_first = ~patient.duplicated()
-    chosen = chosen.where(chosen.notna() | ~is_first, 0.0)
+    chosen = chosen.where(chosen.notna() | ~_is_of_first_study(frame, offset, day), 0.0)
     is_kept = chosen.notna()
     return frame[is_kept].assign(day=chosen[is_kept]), int((~is_kept).sum())
+
+
+def _is_of_first_study(frame: pd.DataFrame, offset: pd.Series, day: pd.Series) -> pd.Series:
+    """Whether an image belongs to the study of its patient's first image, as far as offset and date tell."""
+    patient = frame["subject_id"]
+    time = pd.DataFrame({"offset": offset, "day": day}).fillna(np.inf)
+    is_same = (time == time.groupby(patient).transform("first")).all(axis=1)
+    is_stated = ~np.isinf(time).all(axis=1)
+    # Images that state no day may be of different ones: two of them at most are taken for one study.
+    kind = pd.DataFrame({"patient": patient, "is_lateral": frame["view"].isin(LATERAL_VIEWS), "is_same": is_same})
+    return is_same & (is_stated | ~kind.duplicated())
 
 
 def _studies(frame: pd.DataFrame) -> pd.DataFrame:

@@ -67,23 +67,24 @@ def read_split_file(path: Path) -> pd.DataFrame:
     return frame
 
 
-def read_covidx(folder: str | Path, version: str = "9A") -> Covidx:
-    """Read `{train,test}_COVIDx<version>.txt` of `folder`, with images in `train/` and `test/`.
+def read_covidx(folder: str | Path, version: str = "9A", tables: str | Path | None = None) -> Covidx:
+    """Read `{train,test}_COVIDx<version>.txt`, and name the images of `train/` and `test/` in `folder`.
 
     Args:
         version: number of the split files; 9A are the three-class files that the published evaluation reads.
+        tables: folder of the split files, where they are not beside the images.
 
     Raises:
         DataError: a split file is missing, has a row without a class word, or has not the three classes.
     """
-    folder = Path(folder)
+    folder, tables = Path(folder), Path(tables or folder)
     parts, problems = [], []
     for split in ("train", "test"):
         name = f"{split}_COVIDx{version}.txt"
-        part = read_split_file(folder / name)
+        part = read_split_file(tables / name)
         others = sorted(set(part["label"]) - set(CLASSES))
         if others:
-            raise DataError(f"{folder / name}: classes {', '.join(others)}; the evaluation needs the three classes "
+            raise DataError(f"{tables / name}: classes {', '.join(others)}; the evaluation needs the three classes "
                             f"{', '.join(CLASSES)} of the A files (9A is the published one), not a two-class file")
         is_repeated = part["file"].duplicated()
         if is_repeated.any():

@@ -7,13 +7,12 @@ of images, cleaning of reports, windows.
 from __future__ import annotations
 
 import csv
-import gzip
 import zipfile
-from collections.abc import Callable, Iterator, Set
+import zlib
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import pandas as pd
 
@@ -23,6 +22,7 @@ from medst.data.readers.tables import (
     find_optional_table,
     find_table,
     numbers,
+    open_text,
     read_table,
     refuse_rows,
 )
@@ -156,6 +156,9 @@ def _read_metadata(folder: Path) -> tuple[pd.DataFrame, list[str]]:
         frame = frame[~is_copy]
     refuse_rows(path, frame, "dicom_id", frame["dicom_id"].duplicated(), "is repeated",
                 "every image stands in the metadata once; remove the repeated rows")
+    first = frame.groupby("study_id")["subject_id"].transform("first")
+    refuse_rows(path, frame, "study_id", first != frame["subject_id"], "stands under two patients",
+                "all images of a study have one subject_id")
     # The time of day is written as a number: 80515.5 is 08:05:15.5.
     clock = frame["StudyTime"].fillna("0").str.partition(".")
     time = pd.to_datetime(frame["StudyDate"] + clock[0].str.zfill(6) + clock[2].str.ljust(6, "0").str[:6],
@@ -174,7 +177,7 @@ def _read_split(folder: Path) -> pd.DataFrame:
     path = find_table(folder, "mimic-cxr-2.0.0-split.csv", JPG_ORIGIN)
     frame = read_table(path, ["study_id", "split"])
     refuse_rows(path, frame, "split", ~frame["split"].isin(SPLITS), "is no split", f"one of {', '.join(SPLITS)}")
-    frame = frame[["study_id", "split"]].drop_duplicates().reset_index(drop=True)
+    frame = frame[["study_id", "split"]].drop_duplicates()
     refuse_rows(path, frame, "study_id", frame["study_id"].duplicated(), "stands in two splits",
                 "all images of a study belong to one")
     return frame
@@ -266,7 +269,7 @@ class _ZippedReports:
                     except KeyError:
                         continue
                     yield row, _decode(content)
-        except (zipfile.BadZipFile, EOFError) as error:
+        except (zipfile.BadZipFile, EOFError, zlib.error) as error:
             raise DataError(f"{self.path}: not a whole archive ({error}); download {TEXT_ORIGIN} again") from None
 
 
@@ -277,9 +280,15 @@ class _SectionedReports:
     path: Path
 
     def read(self, studies: pd.DataFrame) -> Iterator[tuple[int, Report]]:
+        try:
+            yield from self._read(studies)
+        except (OSError, EOFError, zlib.error, csv.Error) as error:
+            raise DataError(f"{self.path}: not a whole table ({error}); copy it again, or make it again with "
+                            "create_section_files.py of MIT-LCP/mimic-cxr") from None
+
+    def _read(self, studies: pd.DataFrame) -> Iterator[tuple[int, Report]]:
         rows = {study: row for row, study in enumerate(studies["study_id"])}
-        opener: Callable[..., IO[str]] = gzip.open if self.path.suffix == ".gz" else open
-        with opener(self.path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
+        with open_text(self.path, "utf-8-sig", errors="replace") as file:
             lines = csv.DictReader(file)
             columns = set(lines.fieldnames or ())
             key = next((name for name in ("study", "study_id") if name in columns), None)
@@ -288,7 +297,7 @@ class _SectionedReports:
                                 f"create_section_files.py of MIT-LCP/mimic-cxr writes them; there are: "
                                 f"{', '.join(sorted(columns))}")
             for line in lines:
-                row = rows.pop(line[key].strip().removeprefix("s"), None)
+                row = rows.pop((line[key] or "").strip().removeprefix("s"), None)
                 sections = {name.replace("_", " "): text for name in _SECTIONS
                             if (text := (line.get(name) or "").strip())}
                 if row is not None and sections:

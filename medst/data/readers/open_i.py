@@ -7,6 +7,7 @@ decoding of images, cleaning of reports.
 from __future__ import annotations
 
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -60,19 +61,20 @@ def parse_report(content: bytes) -> tuple[str, dict[str, str], list[str], list[s
     return patient, sections, images, headings
 
 
-def read_open_i(images_folder: str | Path, reports: str | Path) -> Corpus:
+def read_open_i(images_folder: str | Path, reports: str | Path, tables: str | Path | None = None) -> Corpus:
     """Read the collection.
 
     Args:
         images_folder: with the PNG files, in it or in NLMCXR_png/ or images/images_normalized/, named
-            CXR1003_IM-0005-2002.png or 1003_IM-0005-2002.dcm.png; and a table of views.
+            CXR1003_IM-0005-2002.png or 1003_IM-0005-2002.dcm.png.
         reports: folder with the XML files, in it or in ecgen-radiology/; or NLMCXR_reports.tgz.
+        tables: folder of the table of views, where it is not beside the images.
 
     Raises:
         DataError: a file is missing or broken.
     """
     folder = Path(images_folder)
-    views = _read_views(folder)
+    views = _read_views(Path(tables or folder))
     rows, labels, texts, problems = [], [], {}, []
     num_without_image = num_reports = 0
     for number, (name, content) in enumerate(_xml_files(Path(reports))):
@@ -152,7 +154,7 @@ def _xml_files(place: Path) -> Iterator[tuple[str, bytes]]:
                 yield member.name, file.read()
     except FileNotFoundError:
         raise DataError(f"{place}: no such file or folder; the reports are part of {ORIGIN}") from None
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise DataError(f"{place}: not a whole archive ({error}); download {ORIGIN} again") from None
 
 

@@ -28,17 +28,20 @@ class Rsna:
     """Rows that were left out, with the reason."""
 
 
-def read_rsna(folder: str | Path) -> Rsna:
-    """Read stage_2_train_labels.csv and stage_2_train_images/ of `folder`.
+def read_rsna(folder: str | Path, tables: str | Path | None = None) -> Rsna:
+    """Read stage_2_train_labels.csv, and name the images of stage_2_train_images/ in `folder`.
 
     The table's patientId is the image's file name; ids inside the DICOM are not used.
+
+    Args:
+        tables: folder of the table, where it is not beside the images.
 
     Raises:
         DataError: the table or a column is missing, a target is neither 0 nor 1 or differs within a patient, a
             positive row has no box.
     """
     folder = Path(folder)
-    path = find_table(folder, TABLE, ORIGIN)
+    path = find_table(Path(tables or folder), TABLE, ORIGIN)
     frame = read_table(path, ["patientId", "x", "y", "width", "height", "Target"])
     refuse_rows(path, frame, "patientId", frame["patientId"].isna(), "is empty", "every row needs its patient")
     is_copy = frame.duplicated()

@@ -6,9 +6,13 @@ meaning of any column.
 
 from __future__ import annotations
 
+import csv
+import gzip
 import re
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 import pandas as pd
 
@@ -67,7 +71,7 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
             break
         except UnicodeDecodeError as error:
             reason: Exception = error
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, EOFError, OSError, ValueError) as error:
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, EOFError, OSError, zlib.error, ValueError) as error:
             raise DataError(f"{path}: not readable as CSV ({error}); download the file again") from None
     else:
         raise DataError(f"{path}: neither UTF-8 nor cp1252 text ({reason}); download the file again")
@@ -81,17 +85,47 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
     return frame.dropna(how="all")
 
 
-def line_of(frame: pd.DataFrame, is_bad: pd.Series) -> int:
-    """Line number in the file, header counted, of the first row where `is_bad` holds."""
-    return int(frame.index[is_bad.to_numpy()][0]) + 2
+def open_text(path: Path, encoding: str, errors: str = "strict") -> IO[str]:
+    """Open a table, plain or with `.gz`, for the csv module."""
+    opener: Callable[..., IO[str]] = gzip.open if path.suffix == ".gz" else open
+    return opener(path, "rt", encoding=encoding, errors=errors, newline="")
+
+
+def encoding_of(path: Path) -> str:
+    """The encoding in which `read_table` reads a table: for those who read it in pieces."""
+    try:
+        with open_text(path, _ENCODINGS[0]) as file:
+            while file.read(2**20):
+                pass
+    except UnicodeDecodeError:
+        return _ENCODINGS[1]
+    return _ENCODINGS[0]
+
+
+def line_of(path: Path, frame: pd.DataFrame, is_bad: pd.Series) -> int:
+    """Line number in the file, from 1, at which the first row where `is_bad` holds begins.
+
+    Cells may hold line breaks, and empty lines are no rows, so the file is gone through.
+    """
+    wanted, record, start = int(frame.index[is_bad.to_numpy()][0]), -1, 1
+    # Line breaks and quotes are the same in all encodings that occur.
+    with open_text(path, "latin-1") as file:
+        reader = csv.reader(file)
+        for cells in reader:
+            if len(cells) > 1 or "".join(cells).strip():
+                if record == wanted:
+                    break
+                record += 1
+            start = reader.line_num + 1
+    return start
 
 
 def refuse_rows(path: Path, frame: pd.DataFrame, column: str, is_bad: pd.Series, what: str, remedy: str) -> None:
     """Raise DataError that names the first bad row of a column, if there is one."""
     if is_bad.any():
         value = frame.loc[is_bad.to_numpy(), column].iloc[0]
-        raise DataError(f"{path}, line {line_of(frame, is_bad)}: {column}={value!r} {what} ({int(is_bad.sum())} such "
-                        f"rows); {remedy}")
+        raise DataError(f"{path}, line {line_of(path, frame, is_bad)}: {column}={value!r} {what} "
+                        f"({int(is_bad.sum())} such rows); {remedy}")
 
 
 def numbers(path: Path, frame: pd.DataFrame, column: str) -> pd.Series:
