@@ -36,7 +36,7 @@ from rich.table import Table as Shown
 from medst.config import Config
 from medst.records import Facts, Metrics, Progress, Record
 from medst.tracking import TrackingPlace, TrialDescription, load_runs, track, trials
-from medst.tracking.connection import client
+from medst.tracking.connection import client, ensure_experiment
 from sweeps.ledger import read_ledger
 from sweeps.live import LiveView
 from sweeps.planning import Plan
@@ -121,17 +121,27 @@ def trials_of(folder: Path, place: TrackingPlace) -> list[Trial]:
 
 
 def run_on_ray(folder: Path, place: TrackingPlace, seconds: float, num_workers: int) -> tuple[float, float]:
-    """Run the study of `folder`; wall-clock and processor seconds, without the start and the end of Ray."""
+    """Run the study of `folder`; wall-clock and processor seconds, without the start and the end of Ray.
+
+    Raises:
+        RuntimeError: trials failed, so that the time says nothing.
+    """
     from sweeps.cluster import ray_session
     from sweeps.cluster import run_on_ray as run
 
+    # As a sweep does: workers that begin at once must not all create the store.
+    ensure_experiment(place.uri, place.experiment)
     specs = specify(trials_of(folder, place), study="bench", place=place, project=folder, parent_run_id="none",
                     environment={}, is_private_tracked=False)
     with ray_session(num_workers):
         cpu, began = processor_seconds(), time.perf_counter()
         with LiveView("bench", len(specs), len(specs) * seconds, num_workers, Console(file=StringIO())) as view:
             run(specs, view, folder / "runs" / "ray", num_workers, resting_trial(seconds))
-        return time.perf_counter() - began, processor_seconds() - cpu
+        wall, cpu = time.perf_counter() - began, processor_seconds() - cpu
+    num_tracked = len(load_runs(place.uri))
+    if num_tracked < len(specs):
+        raise RuntimeError(f"{len(specs) - num_tracked} of {len(specs)} trials were not tracked")
+    return wall, cpu
 
 
 def bench_overhead(folder: Path) -> Iterator[Result]:
