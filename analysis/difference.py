@@ -16,11 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.document import FORMAT
-from analysis.text import counted
+from analysis.text import counted, in_unit, interval_text
 from medst import tracking
 
 WHOLE_TABLES = ("new table",), ("gone table",)
 """Reasons of cells whose table is in one of both folders only."""
+COMPARISONS = {"difference": "difference", "adjusted_p": "p", "detectable": "MDD", "mark": "mark"}
+"""What a cell shows besides its level: key in the JSON -> in words. All of it hangs on other arms, too."""
 MAX_SETTINGS = 4
 """Changed settings that a reason names before it only counts the rest."""
 
@@ -43,7 +45,7 @@ class CellChange:
     arm: str
     metric: str
     before: str
-    """As shown: `71.2 (n=3)`; empty where there was none."""
+    """As shown: `71.2 (n=3)`, followed by what changed of its comparison; empty where there was no cell."""
     after: str
     reasons: tuple[str, ...]
     short: str
@@ -56,7 +58,7 @@ class FolderDifference:
 
     changes: tuple[CellChange, ...]
     num_equal: int
-    """Cells with the same number."""
+    """Cells with the same number and the same comparison."""
     num_recomputed: int
     """Of these, with other runs behind it."""
 
@@ -77,12 +79,21 @@ def compare(before: Path, after: Path, origins: Mapping[str, RunOrigin]) -> Fold
         cells, others = _cells(old.get(name)), _cells(new.get(name))
         for place in [*cells, *(place for place in others if place not in cells)]:
             then, now = cells.get(place), others.get(place)
-            if then is not None and now is not None and (then["mean"], then["n"]) == (now["mean"], now["n"]):
-                num_equal += 1
-                num_recomputed += then["run_ids"] != now["run_ids"]
-                continue
-            reasons = tuple(_reasons(name, place, then, now, old, new, origins))
-            changes.append(CellChange(name, *place, _shown(then, old.get(name)), _shown(now, new.get(name)), reasons,
+            compared: list[str] = []
+            if then is None or now is None:
+                reasons = tuple(_presence_reasons(name, place, then, now, old, new))
+            else:
+                compared = [key for key in COMPARISONS if then[key] != now[key]]
+                if (then["mean"], then["n"]) != (now["mean"], now["n"]):
+                    reasons = tuple(_reasons(then, now, origins))
+                elif compared:
+                    reasons = (_why_compared(place, compared, old[name], new[name]),)
+                else:
+                    num_equal += 1
+                    num_recomputed += then["run_ids"] != now["run_ids"]
+                    continue
+            changes.append(CellChange(name, *place, _shown(then, old.get(name), compared),
+                                      _shown(now, new.get(name), compared), reasons,
                                       _short(place[1], old.get(name) if now is None else new[name])))
     return FolderDifference(tuple(changes), num_equal, num_recomputed)
 
@@ -155,29 +166,66 @@ def _short(key: str, table: Mapping[str, Any] | None) -> str:
     return str(next(metric["short"] for metric in table["metrics"] if metric["key"] == key))
 
 
-def _shown(cell: Mapping[str, Any] | None, table: Mapping[str, Any] | None) -> str:
+def _shown(cell: Mapping[str, Any] | None, table: Mapping[str, Any] | None, compared: Sequence[str]) -> str:
+    """The level, and those parts of the comparison that are asked for."""
     if cell is None or table is None:
         return ""
     metric = next(metric for metric in table["metrics"] if metric["key"] == cell["metric"])
-    number = f"{cell['mean'] * metric['scale']:.{metric['digits']}f}"
-    return f"{number} (n={cell['n']})" if cell["n"] else number
 
+    def number(value: float) -> str:
+        return in_unit(value, metric["scale"], metric["digits"])
 
-def _reasons(name: str, place: tuple[str, str], then: Mapping[str, Any] | None, now: Mapping[str, Any] | None,
-             old: Mapping[str, Any], new: Mapping[str, Any], origins: Mapping[str, RunOrigin]) -> Iterator[str]:
-    if then is None or now is None:
-        word, tables, there = ("new", old, now) if then is None else ("gone", new, then)
-        arm, metric = place
-        if name not in tables:
-            yield f"{word} table"
-        elif all(arm != row["name"] for row in tables[name]["arms"]):
-            yield f"{word} arm"
-        elif all(metric != column["key"] for column in tables[name]["metrics"]):
-            yield f"{word} outcome"
+    parts = [f"{number(cell['mean'])} (n={cell['n']})" if cell["n"] else number(cell["mean"])]
+    for key in compared:
+        value = cell[key]
+        if key == "difference":
+            paired = value or dict.fromkeys(("mean", "low", "high"))
+            parts.append("Δ " + interval_text(paired["mean"], paired["low"], paired["high"], metric["scale"],
+                                              metric["digits"]))
+        elif key == "mark":
+            parts.append(f"mark {value or 'none'}")
         else:
-            assert there is not None
-            yield f"{word} number, from seeds {', '.join(there['run_ids']) or 'of other arms'}"
-        return
+            told = "none" if value is None else f"{value:.3f}" if key == "adjusted_p" else number(value)
+            parts.append(f"{COMPARISONS[key]} {told}")
+    return ", ".join(parts)
+
+
+def _why_compared(place: tuple[str, str], compared: Sequence[str], old: Mapping[str, Any], new: Mapping[str, Any]
+                  ) -> str:
+    """Why a cell with the same number is compared otherwise."""
+    arm, metric = place
+
+    def values(table: Mapping[str, Any]) -> dict[str, Any]:
+        return {cell["arm"]: cell["values"] for cell in table["cells"]
+                if cell["metric"] == metric and cell["arm"] != arm}
+
+    before, after = values(old), values(new)
+    is_same_reference = (old["reference"] == new["reference"]
+                         and before.get(old["reference"]) == after.get(new["reference"]))
+    told = ", ".join(COMPARISONS[key] for key in compared)
+    if not is_same_reference:
+        return f"{told}: the reference changed"
+    return f"{told}: " + ("the analysis changed" if before == after else "other arms changed")
+
+
+def _presence_reasons(name: str, place: tuple[str, str], then: Mapping[str, Any] | None, now: Mapping[str, Any] | None,
+                      old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """Why a number is in one of both folders only."""
+    word, tables, there = ("new", old, now) if then is None else ("gone", new, then)
+    arm, metric = place
+    if name not in tables:
+        yield f"{word} table"
+    elif all(arm != row["name"] for row in tables[name]["arms"]):
+        yield f"{word} arm"
+    elif all(metric != column["key"] for column in tables[name]["metrics"]):
+        yield f"{word} outcome"
+    else:
+        assert there is not None
+        yield f"{word} number, from seeds {', '.join(there['run_ids']) or 'of other arms'}"
+
+
+def _reasons(then: Mapping[str, Any], now: Mapping[str, Any], origins: Mapping[str, RunOrigin]) -> Iterator[str]:
+    """Why a number is another one."""
     for word, seeds in (("added", now["values"].keys() - then["values"].keys()),
                         ("removed", then["values"].keys() - now["values"].keys())):
         if seeds:

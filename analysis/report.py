@@ -18,8 +18,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analysis import audit, paper
 from analysis.provenance import Manifest
+from analysis.text import MINUS, in_unit, interval_text
 
-MINUS = "−"
 _STAMP = re.compile(r"\s*<!-- fingerprint \w* -->\s*")
 _STATES = ("missing", "running", "failed", "pruned")
 
@@ -30,7 +30,7 @@ class Entry:
 
     text: str
     below: str
-    """Second line: the paired difference."""
+    """Second line: the paired difference, where it has no column of its own."""
     sort: str
     """Number by which its column is sorted; '' goes last."""
     details: str
@@ -184,14 +184,8 @@ def _unfinished(states: Mapping[str, int]) -> str:
 
 
 def _number(value: float, metric: Mapping[str, Any], signed: bool = False) -> str:
-    text = f"{value * metric['scale']:{'+' if signed else ''}.{metric['digits']}f}"
-    return (text if text.strip("+-0.") else text.lstrip("+-")).replace("-", MINUS)
+    return in_unit(value, metric["scale"], metric["digits"], is_signed=signed)
 
 
 def _difference(paired: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
-    if paired["mean"] is None:
-        return "–"
-    mean = _number(paired["mean"], metric, signed=True)
-    if paired["low"] is None:
-        return mean
-    return f"{mean} [{_number(paired['low'], metric, signed=True)}, {_number(paired['high'], metric, signed=True)}]"
+    return interval_text(paired["mean"], paired["low"], paired["high"], metric["scale"], metric["digits"])

@@ -5,7 +5,35 @@ What lives here: pure functions from values to short texts. What must not: layou
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
+
+MINUS = "−"
+NOTHING = "–"
+INFINITE = "∞"
+
+
+def in_unit(value: float | None, scale: float, digits: int, *, is_signed: bool = False) -> str:
+    """A tracked value in the unit shown, with a true minus and no sign on zero; '–' for NaN and None."""
+    if value is None or math.isnan(value):
+        return NOTHING
+    if math.isinf(value):
+        return INFINITE
+    text = f"{value * scale:{'+' if is_signed else ''}.{digits}f}"
+    return (text if text.strip("+-0.") else text.lstrip("+-")).replace("-", MINUS)
+
+
+def interval_text(mean: float | None, low: float | None, high: float | None, scale: float, digits: int) -> str:
+    """A difference: '+1.2 [−0.3, +2.7]'; the mean alone where its bounds are not known, '–' without a mean."""
+    told, *bounds = (in_unit(value, scale, digits, is_signed=True) for value in (mean, low, high))
+    return told if NOTHING in (told, *bounds) else f"{told} [{', '.join(bounds)}]"
+
+
+def median_and_range(values: Sequence[float], scale: float, digits: int) -> str:
+    """Of values in rising order: '7.1 (2.3–22.1)'; the median alone where it says all."""
+    half = len(values) // 2
+    shown = [in_unit(value, scale, digits) for value in ((values[~half] + values[half]) / 2, values[0], values[-1])]
+    return shown[0] if len(set(shown)) == 1 else f"{shown[0]} ({shown[1]}–{shown[2]})"
 
 
 def counted(number: int, noun: str) -> str:

@@ -22,13 +22,15 @@ METRIC = {"key": "test/score", "scale": 100.0, "short": "Score", "digits": 1}
 
 def cell(arm: str, values: dict[str, float], runs: dict[str, str], metric: str = "test/score") -> dict[str, Any]:
     mean = sum(values.values()) / len(values) if values else None
-    return {"arm": arm, "metric": metric, "n": len(values), "mean": mean, "values": values, "run_ids": runs}
+    return {"arm": arm, "metric": metric, "n": len(values), "mean": mean, "values": values, "run_ids": runs,
+            "difference": None, "adjusted_p": None, "detectable": None, "mark": ""}
 
 
 def folder(path: Path, cells: list[dict[str, Any]], name: str = "tiny", **changes: Any) -> Path:
     (path / "tables").mkdir(parents=True, exist_ok=True)
     metrics = [{**METRIC, "key": key} for key in dict.fromkeys(cell["metric"] for cell in cells)]
     document = {"format": "medst-table/1", "name": name, "metrics": metrics, "cells": cells,
+                "reference": "full",
                 "arms": [{"name": arm} for arm in dict.fromkeys(cell["arm"] for cell in cells)], **changes}
     (path / "tables" / f"{name}.json").write_text(json.dumps(document))
     return path
@@ -68,6 +70,27 @@ def test_every_kind_of_change_has_its_reason(tmp_path: Path) -> None:
     shown = {change.arm: (change.before, change.after) for change in found.changes}
     assert shown["code"] == ("70.0 (n=1)", "71.0 (n=1)") and shown["new"] == ("", "71.0 (n=1)")
     assert run_ids(before, after)[:3] == ["a0", "a1", "a2"]
+
+
+def test_a_cell_that_is_compared_otherwise_has_changed(tmp_path: Path) -> None:
+    def arm(low: float, **changes: Any) -> dict[str, Any]:
+        difference = {"mean": -0.01, "low": low, "high": 0.01}
+        return {**cell("none", {"0": 0.7}, {"0": "n"}), "difference": difference, "adjusted_p": 0.2, **changes}
+
+    def told(first: list[dict[str, Any]], second: list[dict[str, Any]], name: str) -> dict[str, Any]:
+        found = compare(folder(tmp_path / name / "a", first), folder(tmp_path / name / "b", second), {})
+        return {change.arm: (change.before, change.after, *change.reasons) for change in found.changes}
+
+    reference, other = cell("full", {"0": 0.71}, {"0": "f"}), cell("more", {"0": 0.6}, {"0": "m"})
+    again = cell("full", {"0": 0.72}, {"0": "g"})
+    shown = ("70.0 (n=1), Δ −1.0 [−3.0, +1.0]", "70.0 (n=1), Δ −1.0 [−2.0, +1.0]")
+    assert told([reference, arm(-0.03)], [again, arm(-0.02)], "reference")["none"] == (
+        *shown, "difference: the reference changed")
+    assert told([reference, arm(-0.03)], [reference, arm(-0.02)], "analysis") == {
+        "none": (*shown, "difference: the analysis changed")}
+    changed = arm(-0.03, adjusted_p=0.031, mark="best")
+    assert told([reference, arm(-0.03)], [reference, changed, other], "others")["none"] == (
+        "70.0 (n=1), p 0.200, mark none", "70.0 (n=1), p 0.031, mark best", "p, mark: other arms changed")
 
 
 def test_new_tables_and_outcomes_are_told(tmp_path: Path) -> None:
