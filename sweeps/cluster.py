@@ -42,7 +42,7 @@ from medst.tracking import TrialState
 from sweeps.live import LiveView
 from sweeps.ranks import on_bundles
 from sweeps.trials import TrialSpec
-from sweeps.worker import Outcome, TrialFunction, default_trial_function, execute, give_up
+from sweeps.worker import Outcome, TrialFunction, at_home, default_trial_function, execute, give_up
 
 REPORT_SECONDS = 1.0
 """Least time between two signs of progress of a trial to the driver."""
@@ -113,8 +113,9 @@ class Messenger(tune.Callback):
         spec = self._spec(trial)
         if spec.key not in self.outcomes:
             error = str(trial.get_error() or "no reason known").strip().splitlines()
+            last = at_home(spec, error[-1])
             self.ended(Outcome(spec.key, spec.name, TrialState.MISSING,
-                               f"its worker was lost {MAX_LOST_WORKERS + 1} times, last by: {error[-1]}. If the system "
+                               f"its worker was lost {MAX_LOST_WORKERS + 1} times, last by: {last}. If the system "
                                "killed it for want of memory: fewer trials at a time (--jobs), or a smaller "
                                "training.micro_batch"))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medst.config import Config, source_fingerprint
 from medst.records import Progress, Pruned, Record
-from medst.tracking import TrialState, track
+from medst.tracking import TrialState, track, without_identifiers
 from medst.tracking.drain import TrialBusyError
 from medst.tracking.spool import is_disk_full
 from sweeps.trials import TrialSpec
@@ -32,6 +32,11 @@ class Outcome:
     """FINISHED, FAILED, PRUNED by a search, RUNNING where another driver computes it, or MISSING where it has to be run
     again."""
     reason: str = ""
+
+
+def at_home(spec: TrialSpec, reason: str) -> str:
+    """A reason as it may leave the worker: an outcome passes through files of Ray and the terminal."""
+    return without_identifiers(reason) if spec.description["is_credentialed"] else reason
 
 
 def default_trial_function() -> TrialFunction:
@@ -91,7 +96,7 @@ def execute(spec: TrialSpec, trial_function: TrialFunction, on_progress: Callabl
             return Outcome(spec.key, spec.name, TrialState.MISSING, f"no space is left for {spec.folder}: free some, "
                            "then run the same command again; the trial goes on from its last checkpoint")
         reason = traceback.format_exception_only(error)[-1].strip()
-        return Outcome(spec.key, spec.name, TrialState.FAILED, reason)
+        return Outcome(spec.key, spec.name, TrialState.FAILED, at_home(spec, reason))
     finally:
         _give_memory_back()
     shutil.rmtree(folder, ignore_errors=True)

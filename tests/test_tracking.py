@@ -386,6 +386,18 @@ def test_identifiers_are_taken_out_of_tracebacks() -> None:
     assert without_identifiers(text) == "files/p10/withheld/withheld/withheld.jpg row 17"
 
 
+@pytest.mark.parametrize(("text", "kept"), [
+    ("no report of patient 10000032 (study 50414267)", "no report of patient withheld (study withheld)"),
+    ("train/patient00001/study1/view1_frontal.jpg is cut off", "train/withheld.jpg is cut off"),
+    ("patient64591-study12-view2_lateral and patient7", "withheld and withheld"),
+    ("00436515-870c-4b36-a041-de91049b9ab4.dcm", "withheld.dcm"),
+    ("[Patient41208] of 0004CFAB-14FD-4E49-80BA-63A80B6BDDD6", "[withheld] of withheld"),
+    *[(harmless, harmless) for harmless in ("3 patients, 128 pairs", "step 1000000", "2150-01-01", "inpatient7")],
+])
+def test_identifiers_of_every_data_set_are_known(text: str, kept: str) -> None:
+    assert without_identifiers(text) == kept
+
+
 def test_hundreds_of_metrics_params_and_facts_fit_the_batches(place: TrackingPlace) -> None:
     run(place, iter([Metrics(1, {f"m/{index}": float(index) for index in range(2500)}),
                      Facts({f"text{index}": "x" for index in range(250)})]))

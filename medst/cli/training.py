@@ -172,6 +172,9 @@ def evaluate(
     from medst.training.device import require_device
 
     torch.set_num_threads(threads)
+    if out is not None:
+        # What cannot be written is told now, and not after the tasks.
+        out.parent.mkdir(parents=True, exist_ok=True)
     overrides = parse_overrides(assignments or [])
     if data is not None:
         overrides["data.root"] = str(data)

@@ -28,7 +28,7 @@ from medst.tracking.connection import TrackingError, TrackingPlace, default_uri
 from medst.tracking.drain import drain_spools
 from medst.tracking.environment import describe_environment, torch_version
 from medst.tracking.names import TrialState
-from medst.tracking.privacy import PRIVATE_NOTICE, is_private_tracking_allowed
+from medst.tracking.privacy import PRIVATE_NOTICE, is_private_tracking_allowed, without_identifiers
 from medst.tracking.reading import (
     find_arrays,
     find_table,
@@ -74,4 +74,5 @@ __all__ = [
     "record_adoption",
     "torch_version",
     "track",
+    "without_identifiers",
 ]

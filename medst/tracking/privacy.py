@@ -15,8 +15,10 @@ PRIVATE_NOTICE = (
 
 _IDENTIFIERS = re.compile(
     r"\b[0-9a-f]{8}(?:-[0-9a-f]{8}){4}\b"  # dicom_id
+    r"|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"  # RSNA; its first part may look like a bare id
     r"|\b[ps][0-9]{7,8}\b"  # patient and study folders
-    r"|\b[0-9]{8}\b",  # bare patient and study ids
+    r"|\b[0-9]{8}\b"  # bare patient and study ids
+    r"|\bpatient[0-9]{1,6}(?:[-/_]study[0-9]+)?(?:[-/_]view[0-9]+_[a-z]+)?\b",  # CheXpert Plus
     re.IGNORECASE,
 )
 
