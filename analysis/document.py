@@ -10,24 +10,29 @@ import json
 import math
 from typing import Any
 
+from analysis import rendering
 from analysis.registry import Metric
 from analysis.statistics import PairedDifference
-from analysis.tables import Cell, ResultTable, Row
+from analysis.tables import ResultTable, Row
 
 FORMAT = "medst-table/1"
 
 
 def table_document(table: ResultTable) -> dict[str, Any]:
-    """The table as plain values; unknown numbers are None."""
+    """The table as plain values; unknown and infinite numbers are None."""
     panels = {metric.key: panel.title for panel in reversed(table.panels) for metric in panel.metrics}
     return {
         "format": FORMAT, "fingerprint": table.fingerprint, "name": table.name, "title": table.title,
         "study": table.study, "reference": table.reference, "primary": table.primary, "seeds": list(table.seeds),
         "warnings": list(table.warnings), "caption": list(table.caption),
+        "counts": table.counts,
+        "panels": [{"title": panel.title, "is_detailed": panel.is_detailed,
+                    "feet": [{"name": name, "texts": texts} for name, texts in rendering.feet(table, panel)]}
+                   for panel in table.panels],
         "metrics": [_metric(metric, panels[metric.key]) for metric in table.metrics],
         "arms": [{"name": row.arm, "kind": row.kind, "is_reference": row.is_reference, "finished": row.num_trials,
                   "unfinished": dict(row.unfinished)} for row in table.rows],
-        "cells": [_cell(row, metric, row.cells[metric.key]) for row in table.rows for metric in table.metrics],
+        "cells": [_cell(row, metric, table.primary) for row in table.rows for metric in table.metrics],
         "expectations": [{"arm": verdict.arm, "metric": verdict.metric.key, "expected": verdict.expected,
                           "difference": _difference(verdict.difference), "reading": verdict.reading}
                          for verdict in table.verdicts],
@@ -58,13 +63,16 @@ def _metric(metric: Metric, panel: str) -> dict[str, Any]:
             "chance": metric.chance}
 
 
-def _cell(row: Row, metric: Metric, cell: Cell) -> dict[str, Any]:
+def _cell(row: Row, metric: Metric, primary: str) -> dict[str, Any]:
+    cell = row.cells[metric.key]
     interval = cell.interval
+    by = "" if math.isnan(cell.detectable) else "max-T" if metric.key == primary else "t"
     return {
         "arm": row.arm, "metric": metric.key, "n": interval.n, "mean": _known(interval.mean),
         "low": _known(interval.low), "high": _known(interval.high), "deviation": _known(interval.deviation),
         "difference": None if cell.difference is None else _difference(cell.difference),
-        "adjusted_p": _known(cell.adjusted_p), "detectable": _known(cell.detectable), "mark": cell.mark,
+        "adjusted_p": _known(cell.adjusted_p), "detectable": _known(cell.detectable),
+        "detectable_by": by, "mark": cell.mark,
         "values": {str(seed): value for seed, value in cell.values.items()},
         "run_ids": {str(seed): run for seed, run in cell.run_ids.items()},
     }
@@ -77,4 +85,4 @@ def _difference(paired: PairedDifference) -> dict[str, Any]:
 
 
 def _known(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+    return float(value) if math.isfinite(value) else None

@@ -19,19 +19,12 @@ from rich.text import Text
 from analysis.registry import Metric
 from analysis.statistics import MIN_SEEDS_FOR_TEST, Interval, PairedDifference
 from analysis.tables import SIGNIFICANCE, Cell, Panel, ResultTable, Row
-
-NOTHING = "–"
-MINUS = "−"
+from analysis.text import MINUS, in_unit, interval_text, median_and_range
 
 
 def number(value: float, metric: Metric, signed: bool = False) -> str:
     """A tracked value in the unit shown, with a true minus; '–' for NaN."""
-    if math.isnan(value):
-        return NOTHING
-    text = f"{value * metric.scale:{'+' if signed else ''}.{metric.digits}f}"
-    if not text.strip("+-0."):
-        text = text.lstrip("+-")
-    return text.replace("-", MINUS)
+    return in_unit(value, metric.scale, metric.digits, is_signed=signed)
 
 
 def score(interval: Interval, metric: Metric) -> str:
@@ -44,10 +37,7 @@ def difference(paired: PairedDifference | None, metric: Metric) -> str:
     """'+1.2 [−0.3, +2.7]'."""
     if paired is None or paired.n == 0:
         return ""
-    mean = number(paired.mean, metric, signed=True)
-    if paired.n == 1:
-        return mean
-    return f"{mean} [{number(paired.low, metric, signed=True)}, {number(paired.high, metric, signed=True)}]"
+    return interval_text(paired.mean, paired.low, paired.high, metric.scale, metric.digits)
 
 
 def p_value(p: float) -> str:
@@ -66,7 +56,7 @@ def _blank(value: float, text: str) -> str:
 
 def _heads(table: ResultTable, panel: Panel) -> list[str]:
     if not panel.is_detailed:
-        return ["Arm", *(_column_head(table, metric) for metric in panel.metrics)]
+        return ["Arm", "n", *(_column_head(table, metric) for metric in panel.metrics)]
     primary, *cost = panel.metrics
     heads = ["Arm", "n", primary.short, f"Difference to {table.reference}"]
     if table.num_seeds >= MIN_SEEDS_FOR_TEST:
@@ -81,7 +71,7 @@ def _column_head(table: ResultTable, metric: Metric) -> str:
 def _detailed_line(table: ResultTable, panel: Panel, row: Row, mark: Callable[[str, Cell], str]) -> list[str]:
     primary, *cost = panel.metrics
     cell = row.cells[primary.key]
-    line = [row.arm, _counts(row, cell), mark(score(cell.interval, primary), cell),
+    line = [row.arm, _counts(row, cell.interval.n), mark(score(cell.interval, primary), cell),
             "reference" if row.is_reference else difference(cell.difference, primary)]
     if table.num_seeds >= MIN_SEEDS_FOR_TEST:
         size = math.nan if cell.difference is None else cell.difference.effect_size
@@ -93,15 +83,37 @@ def _detailed_line(table: ResultTable, panel: Panel, row: Row, mark: Callable[[s
                    for mean in (row.cells[metric.key].interval.mean,)]
 
 
-def _counts(row: Row, cell: Cell) -> str:
-    """'5 (1 failed)': seeds in the number, and the arm's trials that are not."""
+def _counts(row: Row, n: int) -> str:
+    """'5 (1 failed)': seeds that there are, and the arm's trials that are not."""
     rest = ", ".join(f"{number} {state}" for state, number in row.unfinished.items())
-    n = str(cell.interval.n or "")
-    return f"{n or 0} ({rest})" if rest else n
+    return f"{n} ({rest})" if rest else str(n or "")
+
+
+def feet(table: ResultTable, panel: Panel) -> list[tuple[str, dict[str, str]]]:
+    """Lines below the arms: a name, and a text for each metric that has one.
+
+    What the cells count where it is not seeds, and what could be detected; a detailed panel has that beside each arm.
+    """
+    lines: list[tuple[str, dict[str, str]]] = []
+    if table.counts != "seeds":
+        counted = {metric.key: sorted({row.cells[metric.key].interval.n for row in table.rows} - {0})
+                   for metric in panel.metrics}
+        lines.append((table.counts, {key: "–".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
+                                     for key, numbers in counted.items() if numbers}))
+    detectable = {metric.key: median_and_range(found, metric.scale, metric.digits) for metric in panel.metrics
+                  for found in (table.detectable(metric.key),) if found}
+    if detectable and not panel.is_detailed:
+        lines.append(("MDD, median (range)", detectable))
+    return lines
+
+
+def _foot_lines(table: ResultTable, panel: Panel) -> list[list[str]]:
+    return [[name, "", *(texts.get(metric.key, "") for metric in panel.metrics)]
+            for name, texts in feet(table, panel)]
 
 
 def _two_lines(row: Row, metric: Metric, mark: Callable[[str, Cell], str]) -> tuple[str, str]:
-    """Score and difference; n where it is not the row's."""
+    """Score and difference; n where it is less than the row's."""
     cell = row.cells[metric.key]
     first = mark(score(cell.interval, metric), cell)
     if 0 < cell.interval.n < row.num_trials:
@@ -111,7 +123,7 @@ def _two_lines(row: Row, metric: Metric, mark: Callable[[str, Cell], str]) -> tu
 
 def _difference_line(row: Row, metrics: Sequence[Metric]) -> list[str]:
     """The paired difference with its half width; the level where there is no difference to show."""
-    line = [row.arm]
+    line = [row.arm, _counts(row, row.num_trials)]
     for metric in metrics:
         paired = row.cells[metric.key].difference
         if paired is None:
@@ -147,8 +159,10 @@ def markdown(table: ResultTable) -> str:
                 cells = _detailed_line(table, panel, row, _markdown_mark)
             else:
                 pairs = [_two_lines(row, metric, _markdown_mark) for metric in panel.metrics]
-                cells = [row.arm, *(f"{level} (Δ {change})" if change else level for level, change in pairs)]
+                cells = [row.arm, _counts(row, row.num_trials),
+                         *(f"{level} (Δ {change})" if change else level for level, change in pairs)]
             lines.append("| " + " | ".join([_markdown_escape(cells[0]), *cells[1:]]) + " |")
+        lines += [f"| {' | '.join(line)} |" for line in _foot_lines(table, panel)]
         parts += ([f"**{_markdown_escape(panel.title)}**"] if panel.title else []) + ["\n".join(lines)]
     if table.verdicts:
         heads, *verdicts = [[_markdown_escape(cell) for cell in line] for line in _verdict_lines(table)]
@@ -201,22 +215,31 @@ class _LatexGrid:
     columns: str
     lines: list[list[str]]
     """Heads first; escaped."""
+    num_feet: int = 0
+    """Last lines that speak of all arms."""
 
 
 def _latex_grids(table: ResultTable, panel: Panel) -> Iterator[_LatexGrid]:
     heads = [latex_escape(head) for head in _heads(table, panel)]
-    columns = "l" + "r" * (len(heads) - 1)
     if panel.is_detailed:
-        yield _LatexGrid(panel.title, columns, [heads, *[
-            [_latex_cell(text) for text in _detailed_line(table, panel, row, _latex_mark)] for row in table.rows]])
+        lines = [_detailed_line(table, panel, row, _latex_mark) for row in table.rows]
+        yield _latex_grid(panel.title, heads, lines, [])
         return
-    levels = [[row.arm, *[_two_lines(row, metric, _latex_mark)[0] for metric in panel.metrics]] for row in table.rows]
-    yield _LatexGrid(panel.title, columns, [heads, *[[_latex_cell(text) for text in line] for line in levels]])
+    levels = [[row.arm, _counts(row, row.num_trials),
+               *[_two_lines(row, metric, _latex_mark)[0] for metric in panel.metrics]] for row in table.rows]
     changes = [_difference_line(row, panel.metrics) for row in table.rows
                if any(row.cells[metric.key].difference is not None for metric in panel.metrics)]
+    foot = _foot_lines(table, panel)
+    # What could be detected stands below the differences.
+    yield _latex_grid(panel.title, heads, levels, [] if changes else foot)
     if changes:
         title = ": ".join(filter(None, (panel.title, f"paired difference to {table.reference} ± half width")))
-        yield _LatexGrid(title, columns, [heads, *[[_latex_cell(text) for text in line] for line in changes]])
+        yield _latex_grid(title, heads, changes, foot)
+
+
+def _latex_grid(title: str, heads: list[str], lines: list[list[str]], foot: list[list[str]]) -> _LatexGrid:
+    return _LatexGrid(title, "l" + "r" * (len(heads) - 1),
+                      [heads, *[[_latex_cell(text) for text in line] for line in (*lines, *foot)]], len(foot))
 
 
 def _latex_float(grids: list[_LatexGrid], caption: str, label: str) -> str:
@@ -226,7 +249,10 @@ def _latex_float(grids: list[_LatexGrid], caption: str, label: str) -> str:
         heads, *body = grid.lines
         lines += [rf"\par\smallskip\textit{{{latex_escape(grid.title)}}}\par\smallskip"] if grid.title else []
         lines += [rf"\begin{{tabular}}{{{grid.columns}}}", r"\toprule", " & ".join(heads) + r" \\", r"\midrule",
-                  *[" & ".join(line) + r" \\" for line in body], r"\bottomrule", r"\end{tabular}"]
+                  *[" & ".join(line) + r" \\" for line in body[:len(body) - grid.num_feet]],
+                  *[r"\midrule"] * bool(grid.num_feet),
+                  *[" & ".join(line) + r" \\" for line in body[len(body) - grid.num_feet:]], r"\bottomrule",
+                  r"\end{tabular}"]
     return "\n".join([*lines, r"\end{table*}"]) + "\n"
 
 
@@ -234,7 +260,7 @@ _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "±": r"$\pm$", MINUS: r"$-$",
     "†": r"$^\dagger$", "‡": r"$^\ddagger$", "λ": r"$\lambda$", "×": r"$\times$", "≤": r"$\le$", "≥": r"$\ge$",
-    "→": r"$\to$", "–": "--", "—": "---", "…": r"\ldots{}",
+    "→": r"$\to$", "–": "--", "—": "---", "…": r"\ldots{}", "∞": r"$\infty$",
 }
 # Marks survive the escape of a cell's text as characters that no text holds.
 _BOLD, _END = "\ue000", "\ue001"
@@ -304,7 +330,9 @@ def terminal(table: ResultTable, width: int) -> RenderableType:
         # Marks of eight outcomes would drown the differences: they stand in the files.
         lines = [_detailed_line(table, panel, row, _plain_mark) if panel.is_detailed
                  else _difference_line(row, panel.metrics) for row in table.rows]
-        parts += ["", *_blocks(title, _heads(table, panel), lines, [row.is_reference for row in table.rows], width)]
+        foot = _foot_lines(table, panel)
+        is_bold = [*(row.is_reference for row in table.rows), *(False for _ in foot)]
+        parts += ["", *_blocks(title, _heads(table, panel), [*lines, *foot], is_bold, width)]
     if table.verdicts:
         heads, *lines = _verdict_lines(table)
         parts += ["", *_blocks(VERDICT_TITLE, heads, lines, [False] * len(lines), width, (0, 1, 2, 4))]

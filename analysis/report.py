@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analysis import audit, paper
 from analysis.provenance import Manifest
-from analysis.text import MINUS, in_unit, interval_text
+from analysis.rendering import p_value
+from analysis.statistics import MIN_SEEDS_FOR_TEST
+from analysis.text import counted, in_unit, interval_text
 
 _STAMP = re.compile(r"\s*<!-- fingerprint \w* -->\s*")
 _STATES = ("missing", "running", "failed", "pruned")
@@ -94,26 +97,77 @@ def _figure(out: Path, name: str, caption: str) -> dict[str, Any]:
 
 
 def _table(document: Mapping[str, Any]) -> dict[str, Any]:
-    cells = {(cell["arm"], cell["metric"]): cell for cell in document["cells"]}
-    panels: dict[str, list[Mapping[str, Any]]] = {}
-    for metric in document["metrics"]:
-        panels.setdefault(metric["panel"], []).append(metric)
-    shown = []
-    for title, metrics in panels.items():
-        rows = [{"arm": arm["name"], "kind": arm["kind"], "is_reference": arm["is_reference"],
-                 "state": _unfinished(arm["unfinished"]),
-                 "cells": [entry(cells[arm["name"], metric["key"]], metric, document, arm) for metric in metrics]}
-                for arm in document["arms"] if arm["kind"] == "arm" or any(
-                    cells[arm["name"], metric["key"]]["mean"] is not None for metric in metrics)]
-        heads = [{"text": metric["column"] if document["name"].startswith(("task_", "subgroups")) else metric["short"],
-                  "full": f"{metric['name']} ({metric['unit'] or 'no unit'}"
-                          f"{', ' + metric['protocol'] if metric['protocol'] else ''})"} for metric in metrics]
-        shown.append({"title": title, "heads": heads, "rows": rows})
-    return {"kind": "table", "question": document["title"], "warnings": document["warnings"], "panels": shown,
+    return {"kind": "table", "question": document["title"], "warnings": document["warnings"],
+            "panels": [_panel(panel, document) for panel in document["panels"]],
             "caption": " ".join(document["caption"]), "expectations": [
                 _expectation(expectation, document) for expectation in document["expectations"]],
             "endings": ("md", "tex", "csv", "json"), "file": f"tables/{document['name']}",
             "fingerprint": document["fingerprint"]}
+
+
+def _panel(panel: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    """Heads, rows and feet, in the columns of the other renderings."""
+    metrics = [metric for metric in document["metrics"] if metric["panel"] == panel["title"]]
+    cells = {(cell["arm"], cell["metric"]): cell for cell in document["cells"]}
+    is_one_task = document["name"].startswith(("task_", "subgroups"))
+    heads = [{"text": metric["column"] if is_one_task else metric["short"],
+              "full": f"{metric['name']} ({metric['unit'] or 'no unit'}"
+                      f"{', ' + metric['protocol'] if metric['protocol'] else ''})"} for metric in metrics]
+    if panel["is_detailed"]:
+        heads[1:1] = [{"text": text, "full": full} for text, full in _comparison_heads(document)]
+    rows = []
+    for arm in document["arms"]:
+        own = [cells[arm["name"], metric["key"]] for metric in metrics]
+        if arm["kind"] != "arm" and all(cell["mean"] is None for cell in own):
+            continue
+        entries = [entry(cell, metric, document, arm) for cell, metric in zip(own, metrics, strict=True)]
+        n = own[0]["n"] if panel["is_detailed"] else arm["finished"]
+        if panel["is_detailed"]:
+            entries[:1] = [replace(entries[0], below=""), *_comparison(own[0], metrics[0], document, arm, entries[0])]
+        trials = Entry(str(n or ""), "", str(n), f"{arm['name']}\n{counted(n, 'finished trial')}", "", "")
+        rows.append({"arm": arm["name"], "kind": arm["kind"], "is_reference": arm["is_reference"],
+                     "state": _unfinished(arm["unfinished"]), "cells": [trials, *entries]})
+    feet = [{"name": foot["name"], "texts": ["", *(foot["texts"].get(metric["key"], "") for metric in metrics)]}
+            for foot in panel["feet"]]
+    first = {"text": "n", "full": "finished trials, one a seed"}
+    return {"title": panel["title"], "heads": [first, *heads], "rows": rows, "feet": feet}
+
+
+def _comparison_heads(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield f"Difference to {document['reference']}", "paired by seed, with its 95 % t interval"
+    if len(document["seeds"]) >= MIN_SEEDS_FOR_TEST:
+        yield "p", "two-sided, adjusted for all arms; * p ≤ 0.05"
+        yield "g", "mean of the paired differences in units of their deviation"
+    yield "MDD", "minimum detectable difference of the test"
+    yield "r", "correlation of arm and reference over seeds"
+
+
+def _comparison(cell: Mapping[str, Any], metric: Mapping[str, Any], document: Mapping[str, Any],
+                arm: Mapping[str, Any], level: Entry) -> Iterator[Entry]:
+    """What `_comparison_heads` announces; the details are those of the level beside it."""
+
+    def told(text: str, value: float | None) -> Entry:
+        return replace(level, text=text, below="", sort="" if value is None else repr(value), mark="")
+
+    paired = cell["difference"] or dict.fromkeys(("mean", "effect_size", "correlation"))
+    yield told("reference" if arm["is_reference"] else level.below, paired["mean"])
+    if len(document["seeds"]) >= MIN_SEEDS_FOR_TEST:
+        p = cell["adjusted_p"]
+        yield told("" if p is None else p_value(p), p)
+        yield told(_plain(paired["effect_size"], is_signed=True), paired["effect_size"])
+    yield told(_detectable(cell, metric), cell["detectable"])
+    yield told(_plain(paired["correlation"]), paired["correlation"])
+
+
+def _detectable(cell: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
+    """Infinite where its test can find nothing; empty where there is no test."""
+    if not cell["detectable_by"]:
+        return ""
+    return _number(math.inf if cell["detectable"] is None else cell["detectable"], metric)
+
+
+def _plain(value: float | None, *, is_signed: bool = False) -> str:
+    return "" if value is None else in_unit(value, 1.0, 2, is_signed=is_signed)
 
 
 def _audit(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,8 +184,8 @@ def _audit(document: Mapping[str, Any]) -> dict[str, Any]:
     heads = [{"text": title, "full": title} for title in others]
     return {"kind": "table", "question": document["title"], "warnings": [f"INCOMPLETE: {gap}" for gap in
                                                                           document["missing"]],
-            "panels": [{"title": "", "heads": heads, "rows": rows}], "caption": document["note"], "expectations": [],
-            "endings": ("md", "csv", "json"), "file": f"tables/{document['name']}",
+            "panels": [{"title": "", "heads": heads, "rows": rows, "feet": []}], "caption": document["note"],
+            "expectations": [], "endings": ("md", "csv", "json"), "file": f"tables/{document['name']}",
             "fingerprint": document["fingerprint"]}
 
 
@@ -151,23 +205,27 @@ def entry(cell: Mapping[str, Any], metric: Mapping[str, Any], document: Mapping[
         why = _unfinished(arm["unfinished"]) or "not measured"
         return Entry("–", "", "", f"{arm['name']}\n{metric['name']}\nno number: {why}", "", "")
     text = _number(cell["mean"], metric)
-    lines = [arm["name"], metric["name"], f"mean {text} {metric['unit']}, n = {cell['n']}".rstrip()]
+    # Seeds are what n counts unless the table says otherwise.
+    counted_as = "" if document["counts"] == "seeds" else f" {document['counts']}"
+    lines = [arm["name"], metric["name"], f"mean {text} {metric['unit']}".rstrip() + f", n = {cell['n']}{counted_as}"]
     if cell["low"] is not None:
         half = (cell["high"] - cell["low"]) / 2
         text += f" ± {_number(half, metric)}"
         lines.append(f"95 % interval {_number(cell['low'], metric)} to {_number(cell['high'], metric)}")
-    if cell["deviation"] is not None and metric["task"] != "subgroups":
+    if cell["deviation"] is not None:
         lines.append(f"standard deviation over seeds {_number(cell['deviation'], metric)}")
     paired = cell["difference"]
     if paired is not None and paired["mean"] is not None:
-        lines.append(f"minus {document['reference']}: {_difference(paired, metric)}, {paired['n']} pairs")
+        lines.append(f"minus {document['reference']}: {_difference(paired, metric)}, "
+                     f"{paired['n']}{counted_as or ' pairs'}")
         for name, key in (("effect size g", "effect_size"), ("correlation r", "correlation")):
             if paired[key] is not None:
-                lines.append(f"{name} {paired[key]:.2f}".replace("-", MINUS))
+                lines.append(f"{name} {_plain(paired[key])}")
     if cell["adjusted_p"] is not None:
         lines.append(f"p, adjusted for all arms: {cell['adjusted_p']:.3f}")
-    if cell["detectable"] is not None:
-        lines.append(f"minimum detectable difference {_number(cell['detectable'], metric)}")
+    if cell["detectable_by"]:
+        test = "adjusted test" if cell["detectable_by"] == "max-T" else "unadjusted t test"
+        lines.append(f"minimum detectable difference of the {test} {_detectable(cell, metric)}")
     if cell["values"]:
         lines.append("by seed: " + ", ".join(f"{seed}: {_number(value, metric)}"
                                              for seed, value in cell["values"].items()))

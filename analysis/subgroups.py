@@ -72,13 +72,13 @@ def subgroup_table(study: Study, predictions: Mapping[str, pd.DataFrame], curren
         study.plan.reference, study.plan.primary, study.plan.seeds, study.fingerprint, tuple(panels), tuple(rows),
         caption=(
             f"AUROC of two-view zero-shot classification, mean of {', '.join(map(finding_name, FINDINGS))} and over "
-            f"seeds, times 100; n counts patients. ± 1.96 standard errors from {num_replicates} bootstrap replicates "
-            f"that draw {counted(len(patients), 'held-out patient')} with all their studies, the same for all arms "
-            "and seeds: uncertainty over patients, not over seeds. Differences are to "
-            f"'{study.plan.reference}', paired by patient and seed; no test is made. A finding with fewer than "
-            f"{MIN_EXAMPLES} studies with or without it in a subgroup is left out there, so that subgroups are "
-            "compared down a column, not along a row.",),
-        warnings=tuple(warnings_of(study, current_source)), is_one_task=True)
+            "seeds, times 100; n counts trials, the last line of a part its patients. ± 1.96 standard errors from "
+            f"{num_replicates} bootstrap replicates that draw {counted(len(patients), 'held-out patient')} with all "
+            "their studies, the same for all arms and seeds: uncertainty over patients, not over seeds. "
+            f"Differences are to '{study.plan.reference}', paired by patient and seed; no test is made. A finding with "
+            f"fewer than {MIN_EXAMPLES} studies with or without it in a subgroup is left out there, so "
+            "that they are compared down a column, not along a row.",),
+        warnings=tuple(warnings_of(study, current_source)), is_one_task=True, counts="patients")
 
 
 _NORMAL = 1.96
@@ -150,7 +150,9 @@ def _cell(arm: str, scores: Mapping[str, Mapping[int, _Score]], study: Study) ->
 
 
 def _interval(levels: Sequence[float], replicates: Sequence[Floats], n: int) -> statistics.Interval:
-    """Mean over seeds, standard error over the replicates of it; one that drew no positive or negative is left out."""
+    """Mean over seeds, standard error over the replicates of it; one that drew no positive or negative is left out.
+
+    Its `deviation` is unknown: neither seeds nor patients have one in which a mean of AUROCs could be measured.
+    """
     error = float(np.nanstd(np.mean(replicates, axis=0), ddof=1))
-    # The interval's `deviation` is that of one patient: the standard error times the root of their number.
-    return statistics.Interval(float(np.mean(levels)), _NORMAL * error, n, error * math.sqrt(n))
+    return statistics.Interval(float(np.mean(levels)), _NORMAL * error, n, math.nan)

@@ -13,13 +13,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from analysis import registry, statistics
+from analysis.detectable import detectable_differences
 from analysis.registry import Metric
-from analysis.text import counted, distinct, seeds_text
+from analysis.text import counted, distinct, median_and_range, seeds_text
 from analysis.tidy import FINISHED, Plan, Study
 
 Mark = Literal["", "best", "contender"]
+Counts = Literal["seeds", "patients"]
 Kind = Literal["arm", "floor", "chance"]
 SIGNIFICANCE = 0.05
 
@@ -34,7 +37,8 @@ class Cell:
     adjusted_p: float
     """Of the primary metric, from 6 seeds on; else NaN."""
     detectable: float
-    """Smallest true difference that this many seeds find with power 0.8; NaN where unknown."""
+    """Smallest true difference found with power 0.8: on the primary metric by its adjusted test (inf: none is, however
+    large), on others by an unadjusted paired t test at 0.05; NaN where unknown."""
     mark: Mark
     values: Mapping[int, float]
     """Seed -> tracked value."""
@@ -107,6 +111,8 @@ class ResultTable:
     verdicts: tuple[Verdict, ...] = ()
     is_one_task: bool = False
     """All columns belong to one task, which the title names."""
+    counts: Counts = "seeds"
+    """What the n of a cell counts."""
 
     @property
     def num_seeds(self) -> int:
@@ -116,6 +122,10 @@ class ResultTable:
     def metrics(self) -> tuple[Metric, ...]:
         """Every metric once, in display order."""
         return tuple({metric.key: metric for panel in self.panels for metric in panel.metrics}.values())
+
+    def detectable(self, key: str) -> list[float]:
+        """Minimum detectable differences of the arms on a metric, in rising order."""
+        return _detectable(self.rows, key)
 
 
 def study_table(study: Study, current_source: str) -> ResultTable:
@@ -177,7 +187,7 @@ def _build(study: Study, name: str, title: str, panels: tuple[Panel, ...], curre
         rows.append(Row("chance", "chance", False, 0, chances))
     return ResultTable(
         name, title, plan.name, plan.reference, plan.primary, plan.seeds, study.fingerprint, panels, tuple(rows),
-        caption=tuple(_caption(study, metrics, rows)),
+        caption=tuple(_caption(study, metrics, rows, any(panel.is_detailed for panel in panels))),
         warnings=tuple(warnings_of(study, current_source)), is_one_task=is_one_task,
     )
 
@@ -191,9 +201,11 @@ def _column(study: Study, metric: Metric, floors: Sequence[str]) -> dict[str, Ce
     is_cost = metric.task == "cost"
     others = [arm for arm in plan.arms if arm != plan.reference]
     adjusted: dict[str, float] = {}
+    detectable: dict[str, float] = {}
     if metric.key == plan.primary:
-        p = statistics.max_t_adjusted_p(scores[others].to_numpy() - reference[:, None])
-        adjusted = dict(zip(others, p.tolist(), strict=True))
+        differences = scores[others].to_numpy() - reference[:, None]
+        adjusted = dict(zip(others, statistics.max_t_adjusted_p(differences).tolist(), strict=True))
+        detectable = dict(zip(others, detectable_differences(differences).tolist(), strict=True))
     marks = {} if is_cost else _marks(plan.arms, scores.to_numpy(), metric)
     for floor in () if is_cost else floors:
         # A floor is no arm: it is tracked by some trial of each seed, the reference's where it has it.
@@ -205,16 +217,24 @@ def _column(study: Study, metric: Metric, floors: Sequence[str]) -> dict[str, Ce
     cells = {}
     for arm in scores.columns:
         difference = None
-        detectable = math.nan
         if arm != plan.reference and not is_cost:
             difference = statistics.paired_difference(scores[arm].to_numpy(), reference)
-            if arm not in registry.FLOORS:
-                detectable = statistics.minimum_detectable_difference(difference.interval.deviation, difference.n)
+            if arm in others and metric.key != plan.primary:
+                detectable[arm] = _by_interval(difference)
         values = {seed: value for seed, value in zip(plan.seeds, scores[arm].tolist(), strict=True)
                   if not math.isnan(value)}
         cells[arm] = Cell(statistics.mean_interval(scores[arm].to_numpy()), difference, adjusted.get(arm, math.nan),
-                          detectable, marks.get(arm, ""), values, run_ids[arm])
+                          detectable.get(arm, math.nan), marks.get(arm, ""), values, run_ids[arm])
     return cells
+
+
+def _by_interval(difference: statistics.PairedDifference) -> float:
+    """True difference from which on the unadjusted interval, which is the paired t test, excludes 0 with power 0.8."""
+    return statistics.minimum_detectable_difference(difference.interval.deviation, difference.n)
+
+
+def _detectable(rows: Sequence[Row], key: str) -> list[float]:
+    return sorted(row.cells[key].detectable for row in rows if not math.isnan(row.cells[key].detectable))
 
 
 def _chance_cell(study: Study, metric: Metric) -> Cell:
@@ -249,7 +269,7 @@ def _marks(arms: Sequence[str], table: statistics.Floats, metric: Metric) -> dic
     return marks
 
 
-def _caption(study: Study, metrics: Sequence[Metric], rows: Sequence[Row]) -> list[str]:
+def _caption(study: Study, metrics: Sequence[Metric], rows: Sequence[Row], is_detailed: bool) -> list[str]:
     plan = study.plan
     done = study.trials[study.trials["state"] == FINISHED]
     seeds = f"seed{'s' if len(plan.seeds) > 1 else ''} {seeds_text(plan.seeds)}"
@@ -264,6 +284,9 @@ def _caption(study: Study, metrics: Sequence[Metric], rows: Sequence[Row]) -> li
         sentences.append(f"Data: {data}; configuration {', '.join(plan.base) or 'default'}{settings}; "
                          f"{f'budget {budget} pairs seen; ' if budget else ''}"
                          f"code {distinct(done['source_fingerprint'])}.")
+    roots = {_data_of(plan, arm) for arm in plan.arms}
+    if len(roots) > 1 and done["data_fingerprint"].nunique() > plan.num_draws:
+        sentences.append("Arms have different data, as planned: a difference holds that of their test sets, too.")
     used = {metric.protocol for metric in metrics}
     protocols = [protocol for protocol in registry.PROTOCOL_TEXT if protocol in used]
     if protocols:
@@ -282,7 +305,7 @@ def _caption(study: Study, metrics: Sequence[Metric], rows: Sequence[Row]) -> li
     if contaminated:
         sentences.append(f"Contaminated: the weights of {', '.join(contaminated)} may have seen patients on whom they "
                          "are judged; each run says why (tag fact.contamination).")
-    sentences += _test_sentences(plan, metrics, rows)
+    sentences += _test_sentences(plan, metrics, rows, is_detailed)
     sentences.append(_count_sentence(study))
     return sentences
 
@@ -297,32 +320,55 @@ def _tuning_sentence(tuning: Mapping[str, Any]) -> str:
             f"{chosen}." + (f" At the edge of what was tried: {edges}." if edges else ""))
 
 
-def _test_sentences(plan: Plan, metrics: Sequence[Metric], rows: Sequence[Row]) -> list[str]:
+def _test_sentences(plan: Plan, metrics: Sequence[Metric], rows: Sequence[Row], is_detailed: bool) -> list[str]:
     sentences = []
-    primary = next((metric for metric in metrics if metric.key == plan.primary), None)
-    if len(plan.seeds) < statistics.MIN_SEEDS_FOR_TEST:
-        sentences.append(f"With {counted(len(plan.seeds), 'seed')} no exact paired test can reach {SIGNIFICANCE:.2f}: "
-                         "intervals only, no p, nothing marked.")
-    else:
+    num_seeds = len(plan.seeds)
+    is_tested = num_seeds >= statistics.MIN_SEEDS_FOR_TEST
+    if is_tested:
         sentences.append("‡ best mean; † cannot be told from the best (comparison with the best, 95 %); "
                          "a column without marks tells no arm from its best.")
-        if primary is not None:
-            sentences.append("p: two-sided, of the primary metric only, adjusted for all arms by step-down max-T "
-                             "over joint sign flips of the seeds; * p ≤ 0.05. Arms with fewer than "
-                             f"{statistics.MIN_SEEDS_FOR_TEST} pairs are neither tested nor marked.")
-    lead = primary or metrics[0]
-    found = [row.cells[lead.key].detectable * lead.scale for row in rows
-             if not math.isnan(row.cells[lead.key].detectable)]
-    if found:
-        low, middle, high = (f"{value:.{lead.digits}f}" for value in (min(found), np.median(found), max(found)))
-        column = "; column MDD" if primary else ""
-        sentences.append(
-            f"Not detectable: a true difference in {lead.name} below {middle} {lead.unit} (median over arms; {low} to "
-            f"{high}{column}) is missed more than one time in five by a paired t test at {SIGNIFICANCE:.2f}, "
-            "before any adjustment.")
-    if primary:
+    else:
+        sentences.append(f"With {counted(num_seeds, 'seed')} no exact paired test can reach {SIGNIFICANCE:.2f}, since "
+                         f"its smallest p is 2/{2**num_seeds}: intervals only, no p, nothing marked.")
+    if is_detailed and is_tested:
+        sentences.append("p: two-sided, of the primary metric only, adjusted for all arms by step-down max-T "
+                         f"over joint sign flips of the seeds; * p ≤ {SIGNIFICANCE}. Arms with fewer than "
+                         f"{statistics.MIN_SEEDS_FOR_TEST} pairs are neither tested nor marked.")
+    sentences += _detectable_sentences(plan, metrics, rows)
+    if is_detailed:
         sentences.append("g: mean of the paired differences in units of their deviation (Hedges' correction for few "
                          "seeds); r: correlation of arm and reference over seeds, which is what pairing gains.")
+    return sentences
+
+
+def _detectable_sentences(plan: Plan, metrics: Sequence[Metric], rows: Sequence[Row]) -> list[str]:
+    """What the numbers under MDD are, and what they were for the primary metric."""
+    sentences = []
+    primary = next((metric for metric in metrics if metric.key == plan.primary), None)
+    found = _detectable(rows, plan.primary) if primary else []
+
+    def told(values: list[float]) -> str:
+        assert primary is not None
+        return f"{median_and_range(values, primary.scale, primary.digits)} {primary.unit}"
+
+    if primary and found:
+        head = (f"MDD, minimum detectable difference: the smallest true difference in {primary.name} that the adjusted "
+                "test finds four times in five, where the other arms differ by nothing and all vary as measured")
+        if math.isinf(found[0]):
+            sentences.append(f"{head}: none (∞), however large, below {statistics.MIN_SEEDS_FOR_TEST} pairs.")
+            differences = [row.cells[primary.key].difference for row in rows if row.kind == "arm"]
+            found = sorted(_by_interval(paired) for paired in differences if paired is not None and paired.n > 1)
+            head = "The unadjusted interval excludes 0 four times in five from a true difference"
+            if found:
+                sentences.append(f"{head} of {told(found)} on (median over arms and range).")
+        else:
+            sentences.append(f"{head}: {told(found)} (median over arms and range). Smaller ones are missed more often; "
+                             "what is not found is not shown to be absent.")
+    others = [metric for metric in metrics if metric.key != plan.primary and _detectable(rows, metric.key)]
+    if others:
+        which = "MDD of the other outcomes" if primary and found else "MDD, minimum detectable difference"
+        sentences.append(f"{which}: the smallest true difference that an unadjusted paired t test at "
+                         f"{SIGNIFICANCE:.2f} finds four times in five, median over arms and range.")
     return sentences
 
 
@@ -352,7 +398,24 @@ def warnings_of(study: Study, current_source: str) -> list[str]:
         sentences.append(f"STALE: {len(stale)} of {counted(len(done), 'trial')} "
                          f"{'was' if len(stale) == 1 else 'were'} computed by other code "
                          f"({distinct(stale['source_fingerprint'])}) than the present ({current_source}).")
-    if done["data_fingerprint"].nunique() > study.plan.num_draws:
-        sentences.append(f"MIXED DATA: trials of {done['data_fingerprint'].nunique()} data sets are averaged "
-                         f"({distinct(done['data_fingerprint'])}).")
+    mixed = _mixed_data(study.plan, done)
+    if mixed:
+        sentences.append(f"MIXED DATA: trials that should share their data were computed on different ones ({mixed}).")
     return sentences
+
+
+def _data_of(plan: Plan, arm: str) -> tuple[tuple[str, str], ...]:
+    """The settings of data in which an arm differs from the base."""
+    assigned = plan.assignments.get(arm, {})
+    return tuple((key, str(value)) for key, value in sorted(assigned.items()) if key.startswith("data."))
+
+
+def _mixed_data(plan: Plan, done: pd.DataFrame) -> str:
+    """Arms of the same planned data whose trials have more data sets than the plan has draws, with these."""
+    planned = done["arm"].map({arm: _data_of(plan, arm) for arm in plan.arms})
+    parts = []
+    for _, group in done.groupby(planned, sort=False):
+        if group["data_fingerprint"].nunique() > plan.num_draws:
+            arms = list(dict.fromkeys(group["arm"]))
+            parts.append(f"{', '.join(arms)}: {distinct(group['data_fingerprint'])}")
+    return "; ".join(parts)

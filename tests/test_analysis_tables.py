@@ -16,6 +16,7 @@ from analysis_samples import PRIMARY, SOURCE, make_frames, make_plan, make_study
 from rich.console import Console
 
 from analysis import registry, rendering, statistics, tables, text
+from analysis.detectable import detectable_differences
 from analysis.tidy import Expectation, Plan, Study, assemble
 
 ARMS = ("full", "no lateral view", "global only")
@@ -130,7 +131,15 @@ def test_below_six_seeds_no_p_and_no_marks() -> None:
     cells = [cell for row in table.rows for cell in row.cells.values()]
     assert all(math.isnan(cell.adjusted_p) and cell.mark == "" for cell in cells)
     caption = " ".join(table.caption)
-    assert "no exact paired test" in caption and "Not detectable" in caption
+    assert "no exact paired test can reach 0.05, since its smallest p is 2/32" in caption
+    assert "MDD, minimum detectable difference" in caption and "none (∞), however large" in caption
+    assert all(math.isinf(row.cells[PRIMARY].detectable) for row in table.rows[1:3])
+    # What the interval can see, it says beside it.
+    unadjusted = sorted(statistics.minimum_detectable_difference(row.cells[PRIMARY].difference.interval.deviation, 5)
+                        for row in table.rows[1:3])
+    low, high = (f"{100 * value:.1f}" for value in unadjusted)
+    assert re.search(rf"excludes 0 four times in five from a true difference of [\d.]+ \({low}–{high}\) po", caption)
+    assert rendering.markdown(table).count(" ∞ |") == 2 and rendering.latex(table).count(r"$\infty$") == 3
     assert "*" not in rendering.markdown(table).replace("**", "").replace("\\*", "")
     assert "\np " not in _terminal(table, 120)
 
@@ -169,6 +178,46 @@ def test_tasks_without_results_have_no_table() -> None:
     assert [table.name for table in tables.task_tables(few, SOURCE)] == ["task_retrieval"]
 
 
+def test_the_primary_metric_states_what_its_own_test_detects_the_others_a_t_test() -> None:
+    study = _study(global_only=-0.08)
+    table = tables.study_table(study, SOURCE)
+    scores = study.scores(PRIMARY)
+    expected = detectable_differences(scores[list(ARMS[1:])].to_numpy() - scores[["full"]].to_numpy())
+    assert [row.cells[PRIMARY].detectable for row in table.rows[1:3]] == expected.tolist()
+    for row in table.rows[1:3]:
+        for key, cell in row.cells.items():
+            if key != PRIMARY and key not in registry.COST:
+                assert cell.difference is not None
+                deviation = cell.difference.interval.deviation
+                assert cell.detectable == statistics.minimum_detectable_difference(deviation, 6)
+    caption = " ".join(table.caption)
+    assert "the adjusted test finds four times in five" in caption and "unadjusted paired t test at 0.05" in caption
+    assert math.isnan(table.rows[0].cells[PRIMARY].detectable)
+
+
+def test_every_panel_shows_n_and_what_could_be_detected() -> None:
+    plan = make_plan(ARMS, 6)
+    runs, numbers = make_frames(plan)
+    runs.loc[1, "state"] = "failed"
+    study = assemble(plan, runs, numbers, SOURCE)
+    for table in (tables.study_table(study, SOURCE), *tables.task_tables(study, SOURCE)):
+        for shown in (rendering.markdown(table), rendering.latex(table), _terminal(table, 150)):
+            assert "5 (1 failed)" in shown and ("MDD" in shown or len(table.panels) == 0)
+        for panel in table.panels:
+            assert panel.is_detailed or [name for name, _ in rendering.feet(table, panel)] == ["MDD, median (range)"]
+    table = next(table for table in tables.task_tables(study, SOURCE) if table.name == "task_retrieval")
+    metric = table.metrics[0]
+    low, high = (rendering.number(value, metric) for value in table.detectable(metric.key))
+    [(_, texts)] = rendering.feet(table, table.panels[0])
+    assert re.fullmatch(rf"[\d.]+ \({low}–{high}\)", texts[metric.key])
+
+
+def test_a_caption_speaks_only_of_the_columns_that_its_table_has() -> None:
+    for table in tables.task_tables(_study(), SOURCE):
+        caption = " ".join(table.caption)
+        assert "p:" not in caption and "g:" not in caption and "r:" not in caption and "* p" not in caption, table.name
+
+
 # What the caption confesses
 
 
@@ -195,7 +244,25 @@ def test_stale_and_mixed_results_say_so() -> None:
     runs.loc[4, "data_fingerprint"] = "0therdata"
     table = tables.study_table(assemble(plan, runs, numbers, SOURCE), SOURCE)
     assert any(text.startswith("STALE: 1 of 9") and "0ther" in text for text in table.warnings)
-    assert any(text.startswith("MIXED DATA") and "0therdata" in text for text in table.warnings)
+    [mixed] = [text for text in table.warnings if text.startswith("MIXED DATA")]
+    assert "0therdata" in mixed and "no lateral view" in mixed
+
+
+def test_arms_with_data_of_their_own_are_not_mixed_up() -> None:
+    plan = replace(make_plan(ARMS, 3), assignments={arm: {"data.root": f"data/{arm}"} for arm in ARMS[1:]})
+    runs, numbers = make_frames(plan)
+    runs["data_fingerprint"] = runs["arm"]
+    table = tables.study_table(assemble(plan, runs, numbers, SOURCE), SOURCE)
+    assert table.warnings == () and "Arms have different data, as planned" in " ".join(table.caption)
+    # Two data sets within one arm are averaged, and arms of the same plan should share theirs.
+    runs.loc[4, "data_fingerprint"] = "0ther"
+    assert "no lateral view: no lateral view, 0ther" in " ".join(
+        tables.warnings_of(assemble(plan, runs, numbers, SOURCE), SOURCE))
+    alike = assemble(replace(plan, assignments={}), *make_frames(plan), SOURCE)
+    assert tables.warnings_of(alike, SOURCE) == []
+    runs["data_fingerprint"] = runs["arm"]
+    assert "MIXED DATA" in " ".join(tables.warnings_of(
+        assemble(replace(plan, assignments={}), runs, numbers, SOURCE), SOURCE))
 
 
 def test_caption_names_the_arms_whose_weights_may_have_seen_the_judged_patients() -> None:
@@ -260,7 +327,8 @@ def test_markdown_is_a_table_a_panel() -> None:
     shown = rendering.markdown(table)
     assert shown.startswith("# What does each part of Med-ST bring?\n")
     blocks = re.findall(r"(?:^\|.*\|\n)+", shown, flags=re.MULTILINE)
-    assert [len(block.strip().splitlines()) - 2 for block in blocks] == [len(table.rows), len(table.rows), 1]
+    assert [len(block.strip().splitlines()) - 2 for block in blocks] == [len(table.rows), len(table.rows) + 1, 1]
+    assert blocks[1].splitlines()[-1].startswith("| MDD, median (range) |  | ")
     for block in blocks:
         lines = block.strip().splitlines()
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
