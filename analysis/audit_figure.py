@@ -15,6 +15,7 @@ from analysis import registry, statistics
 from analysis.audit import NAME, PLANTED, Audit, Planted
 from analysis.calibration import LEVEL, Dose, Rejections
 from analysis.style import BLACK, COLOURS, GREY, LIGHT, PAGE_WIDTH, Picture, panel_letter, style
+from analysis.text import broken
 
 
 def draw(found: Audit) -> Picture:
@@ -34,16 +35,17 @@ def draw(found: Audit) -> Picture:
                 _draw_doses(axes, effect, found.curves[name])
             panel_letter(axes, position)
     caption = ("Planted effects by degrees: difference with and without the information, paired by seed, mean and 95 % "
-               "interval; filled: found at an adjusted p of 0.05; grey: what the paired t test would miss more often "
-               "than once in five. Power: share of A/A comparisons at 6 against 6 seeds in which an added difference "
+               "interval; filled: found at an adjusted p of 0.05; grey: what this test would miss more often than "
+               "once in five. Power: share of A/A comparisons at 6 against 6 seeds in which an added difference "
                "was found.")
-    return Picture(NAME, figure, caption, NAME)
+    return Picture(NAME, figure, " ".join([caption, *found.warnings]), NAME)
 
 
 def _draw_doses(axes: Axes, effect: Planted, doses: Sequence[Dose]) -> None:
     # Dose 0 of an effect without pairs is the reference itself.
     at = [dose.dose for dose in doses]
-    limit = [100 * dose.detectable for dose in doses]
+    # Below 6 seeds there is no limit to draw.
+    limit = [100 * dose.detectable if math.isfinite(dose.detectable) else math.nan for dose in doses]
     axes.fill_between(at, [-value for value in limit], limit, color=LIGHT, linewidth=0, zorder=0)
     axes.axhline(0, color=GREY, linewidth=0.6)
     mean = [100 * dose.difference.mean for dose in doses]
@@ -53,7 +55,7 @@ def _draw_doses(axes: Axes, effect: Planted, doses: Sequence[Dose]) -> None:
         axes.errorbar(place, value, 100 * dose.difference.interval.half_width, color=COLOURS[0], marker="o", capsize=2,
                       markerfacecolor=COLOURS[0] if dose.is_found else "white", zorder=3)
     axes.set(title=effect.name.capitalize(), xlabel=f"{effect.dial} (share)", xlim=(-0.08, 1.08),
-             ylabel=f"{registry.describe(effect.metric).short}\ndifference (points)")
+             ylabel=f"{broken(registry.describe(effect.metric).short, 16)}\ndifference (points)")
 
 
 def _draw_power(axes: Axes, powers: Mapping[str, Sequence[Rejections]]) -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
 from analysis import statistics
+from analysis.detectable import Noise, detectable_differences
 
 SEEDS_OF_A_STUDY = 6
 """Seeds of the comparisons that are audited: those of the full studies."""
@@ -90,6 +90,9 @@ def split_rejections(pool: ArrayLike, *, shift: float = 0.0, num_arms: int = 1, 
 def disjoint_rejections(pools: Iterable[ArrayLike], num_seeds: int = SEEDS_OF_A_STUDY) -> Rate:
     """The same on real sets that share no seed: consecutive seeds of every pool against the next ones, each used once.
 
+    Args:
+        pools: of arms on one metric; another metric of the same trials would be no new comparison.
+
     Returns:
         Share of comparisons with p of 0.05 or less.
     """
@@ -137,6 +140,12 @@ def found_shift(pool: ArrayLike, power: float = statistics.POWER) -> tuple[float
     return next((point.shift for point in curve if point.by_test.value >= power), math.inf), curve
 
 
+def stated_difference(pool: ArrayLike, num_seeds: int = SEEDS_OF_A_STUDY) -> float:
+    """The detectable difference that a table would state of two arms that spread like `pool` and share no seed."""
+    deviation = math.sqrt(2) * float(np.nanstd(np.asarray(pool, dtype=np.float64), ddof=1))
+    return float(Noise(np.array([deviation]), np.eye(1)).detectable(np.ones((num_seeds, 1), dtype=bool))[0])
+
+
 @dataclass(frozen=True)
 class Dose:
     """One point of a dose-response curve."""
@@ -146,6 +155,7 @@ class Dose:
     adjusted_p: float
     """Adjusted for all doses of the effect; NaN below 6 seeds."""
     detectable: float
+    """Smallest difference that this adjusted test finds four times in five; inf below 6 seeds."""
 
     @property
     def is_found(self) -> bool:
@@ -162,17 +172,31 @@ def dose_response(scores: Mapping[str, ArrayLike], arms: Sequence[tuple[float, s
     """
     with_it = [np.asarray(scores[arm], dtype=np.float64) for _, arm, _ in arms]
     without = [np.asarray(scores[arm], dtype=np.float64) for _, _, arm in arms]
-    adjusted = statistics.max_t_adjusted_p(np.stack(with_it, axis=1) - np.stack(without, axis=1))
-    found = []
-    for (dose, _, _), first, second, p in zip(arms, with_it, without, adjusted, strict=True):
-        difference = statistics.paired_difference(first, second)
-        found.append(Dose(dose, difference, float(p), statistics.minimum_detectable_difference(
-            difference.interval.deviation, difference.n)))
-    return found
+    differences = np.stack(with_it, axis=1) - np.stack(without, axis=1)
+    return [Dose(dose, statistics.paired_difference(first, second), float(p), float(least))
+            for (dose, _, _), first, second, p, least in zip(
+                arms, with_it, without, statistics.max_t_adjusted_p(differences), detectable_differences(differences),
+                strict=True)]
 
 
-def rises(doses: Sequence[Dose]) -> bool:
-    """The effect of the highest dose is larger than that of the lowest, and no step down leaves both intervals."""
-    steps = pairwise(doses)
-    return (doses[-1].difference.mean > doses[0].difference.mean
-            and not any(later.difference.high < earlier.difference.low for earlier, later in steps))
+def trend(scores: Mapping[str, ArrayLike], arms: Sequence[tuple[float, str, str]]) -> statistics.Interval:
+    """Slope of the difference over the doses: its mean over the seeds that have them all, with its t interval.
+
+    Each seed has a slope of its own, by least squares. Where dose 0 is what all others are compared with, its
+    difference of 0 is a point of the line. NaN with fewer than two doses.
+
+    Args:
+        scores: arm -> (num_seeds,).
+        arms: (dose, arm with, arm without) in rising order.
+    """
+    doses = [dose for dose, _, _ in arms]
+    columns = [np.asarray(scores[whole], dtype=np.float64) - np.asarray(scores[cut], dtype=np.float64)
+               for _, whole, cut in arms]
+    if doses and doses[0] > 0:
+        doses, columns = [0.0, *doses], [np.zeros_like(columns[0]), *columns]
+    if len(doses) < 2:
+        return statistics.mean_interval([])
+    table = np.stack(columns, axis=1)
+    centred = np.array(doses) - np.mean(doses)
+    # A seed without one of the doses has NaN for its slope, which the interval leaves out.
+    return statistics.mean_interval(table @ centred / (centred @ centred))

@@ -8,10 +8,12 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from analysis import explorations
 from analysis.provenance import MANIFEST, Manifest, damages
-from analysis.results import PARTS, units_of
+from analysis.results import units_of
 from analysis.text import counted
-from analysis.tidy import FINISHED, study_source
+from analysis.tidy import study_source
+from analysis.units import PARTS
 from medst import tracking
 
 
@@ -27,29 +29,28 @@ def check_results(uri: str, experiment: str, out: Path) -> list[str]:
     problems = list(damages(out, manifest.hashes))
     snapshot = tracking.read_snapshot(uri, experiment)
     sources = [study_source(snapshot, name) for name in snapshot.studies]
-    sources = [source for source in sources if (source.runs["state"] == FINISHED).any()]
-    units = list(units_of(snapshot, sources))
+    units = [*units_of(snapshot, [source for source in sources if source.has_finished], experiment),
+             *explorations.units_of(uri, experiment)]
     for made in manifest.units:
         if made.partition("/")[0] not in {unit.name for unit in units}:
-            problems.append(f"STALE {made}: the tracking store {uri} has no such study")
+            problems.append(f"STALE {made}: the tracking store {uri} has nothing finished of it")
     with tempfile.TemporaryDirectory() as folder:
         for unit in units:
             for part in PARTS:
                 key = manifest.units.get(f"{unit.name}/{part}")
                 if key is None:
-                    problems.append(f"MISSING {part} of study {unit.name}: not made yet; run: make results")
+                    problems.append(f"MISSING {part} of {unit.title}: not made yet; run: make results")
                 elif key != unit.key:
-                    problems.append(f"STALE {part} of study {unit.name}: {_why_stale(key, unit.key)}; "
+                    problems.append(f"STALE {part} of {unit.title}: {_why_stale(key, unit.key)}; "
                                     "run: make results")
             if manifest.units.get(f"{unit.name}/tables") == unit.key:
                 for path in unit.make("tables", Path(folder) / unit.name)[0]:
-                    name = f"tables/{path.name}"
+                    name = f"{unit.folder('tables')}/{path.name}"
                     if (out / name).exists() and (out / name).read_bytes() != path.read_bytes():
                         problems.append(f"EDITED {name}: differs from what the tracking store says")
     for source in sources:
-        done = source.runs.loc[source.runs["state"] == FINISHED, ["arm", "seed"]].drop_duplicates()
-        if len(done) < source.num_planned:
-            problems.append(f"INCOMPLETE study {source.name}: {len(done)} of "
+        if source.num_finished < source.num_planned:
+            problems.append(f"INCOMPLETE study {source.name}: {source.num_finished} of "
                             f"{counted(source.num_planned, 'planned trial')} finished; run: "
                             f"make sweep SWEEP={source.name}")
     problems += [f"INCOMPLETE {name}: {why}" for name, why in manifest.missing.items()]

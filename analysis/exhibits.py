@@ -14,7 +14,8 @@ from rich.console import Console
 
 from analysis import paper, report
 from analysis.provenance import Manifest
-from analysis.results import Part, finished_studies, make_results
+from analysis.results import finished_studies, make_results
+from analysis.units import Part
 from medst.config import nearest
 from medst.tracking import TrackingPlace
 

@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analysis import audit, paper
 from analysis.provenance import Manifest
+from analysis.rendering import VERDICT_TITLE
 from analysis.rendering import p_value
 from analysis.statistics import MIN_SEEDS_FOR_TEST
 from analysis.text import counted, in_unit, interval_text
@@ -39,7 +40,7 @@ class Entry:
     details: str
     """Everything known about it, one thing a line."""
     runs: str
-    """`seed:run id` of the runs behind it, separated by spaces."""
+    """`label:run id` of the runs behind it, a line each."""
     mark: str
 
 
@@ -63,7 +64,8 @@ def report_html(out: Path, manifest: Manifest, link: Callable[[str], str]) -> st
                 for name in manifest.files if name.startswith("figures/") and name.endswith(".md")}
     sections = [*_exhibits(out, tables, captions, manifest), *_others(out, tables, captions)]
     # The address of run 'RUN' tells where any run is.
-    return environment.get_template("report.html.j2").render(sections=sections, run_address=link("RUN"))
+    return environment.get_template("report.html.j2").render(
+        sections=sections, run_address=link("RUN"), verdict_title=VERDICT_TITLE)
 
 
 def _exhibits(out: Path, tables: Mapping[str, Any], captions: Mapping[str, str], manifest: Manifest
@@ -176,14 +178,13 @@ def _audit(document: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for row in document["rows"]:
         told = f"{row['check']}: {row['what']}\nstudy {row['study']}, {len(row['runs'])} runs"
-        runs = " ".join(f"{number}:{run}" for number, run in enumerate(row["runs"], start=1))
+        runs = "\n".join(f"{label}:{run}" for label, run in row["runs"].items())
         cells = [Entry(row["shown"][title], "", repr(row["value"]) if title == "Value" and row["value"] is not None
                        else "", told, runs, "") for title in others]
         rows.append({"arm": f"{row['shown'][first]}: {row['shown'][second]}", "kind": "arm", "is_reference": False,
                      "state": "", "cells": cells})
     heads = [{"text": title, "full": title} for title in others]
-    return {"kind": "table", "question": document["title"], "warnings": [f"INCOMPLETE: {gap}" for gap in
-                                                                          document["missing"]],
+    return {"kind": "table", "question": document["title"], "warnings": document["warnings"],
             "panels": [{"title": "", "heads": heads, "rows": rows, "feet": []}], "caption": document["note"],
             "expectations": [], "endings": ("md", "csv", "json"), "file": f"tables/{document['name']}",
             "fingerprint": document["fingerprint"]}
@@ -233,7 +234,7 @@ def entry(cell: Mapping[str, Any], metric: Mapping[str, Any], document: Mapping[
         lines.append(f"not in it: {_unfinished(arm['unfinished'])}")
     below = "" if paired is None or paired["mean"] is None else _difference(paired, metric)
     return Entry(text, below, repr(cell["mean"]), "\n".join(lines),
-                 " ".join(f"{seed}:{run}" for seed, run in cell["run_ids"].items()),
+                 "\n".join(f"seed {seed}:{run}" for seed, run in cell["run_ids"].items()),
                  {"best": "‡", "contender": "†", "": ""}[cell["mark"]])
 
 

@@ -7,28 +7,23 @@ table or figure.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 from rich.console import Console
 
-from analysis import audit, document, paper, rendering, report, subgroups, tables
+from analysis import audit, document, explorations, paper, rendering, report, subgroups, tables
 from analysis.provenance import MANIFEST, MadeFile, Manifest, damages, unit_key, write_texts
 from analysis.tables import ResultTable
 from analysis.tidy import FINISHED, Study, StudySource, study_source
+from analysis.units import PARTS, Made, Part, Unit, make_units, publish, workplace
 from medst import tracking
 from medst.config import hash_file, source_fingerprint
 
-Part = Literal["tables", "figures"]
-PARTS: tuple[Part, ...] = ("tables", "figures")
 CACHE = ".cache"
 """Folder inside the results that keeps what was read from the store."""
 REPORT = "report.html"
@@ -45,13 +40,14 @@ def make_results(
 ) -> list[Path]:
     """Write tables and figures of the studies in the store into `out`; log them in the runs of the studies.
 
-    Files: tables/<name>.{md,tex,csv,json}, figures/<name>.{pdf,png,md}, README.md, report.html, manifest.json. Each
-    file appears complete or not at all. A part of a study that was made from the same runs by the same code, and whose
-    files are as they were written, is not made again.
+    Files: tables/<name>.{md,tex,csv,json}, figures/<name>.{pdf,png,md}, searches/ and ladders/
+    (analysis/explorations.py), README.md, report.html, manifest.json. Each file appears complete or not at all. A part
+    of a study that was made from the same runs by the same code, and whose files are as they were written, is not made
+    again.
 
     Args:
         only: one of both parts; None makes both.
-        studies: names; None takes all.
+        studies: names; None takes all, and all searches and ladders.
 
     Returns:
         The files that are in order now: written or found unchanged.
@@ -63,35 +59,20 @@ def make_results(
     snapshot = tracking.read_snapshot(uri, experiment, (out / CACHE) if out.exists() else None)
     sources = [source for source in (study_source(snapshot, name) for name in (
         studies if studies is not None else snapshot.studies)) if _has_results(source, console)]
-    if not sources:
+    units = list(units_of(snapshot, sources, experiment))
+    if studies is None:
+        units += explorations.units_of(uri, experiment)
+    if not units:
         raise ValueError(f"no finished trial in the tracking store {uri}; run a study first: medst sweep run overview")
     out.mkdir(parents=True, exist_ok=True)
     manifest = Manifest.read(out)
-    files, units, missing = dict(manifest.files), dict(manifest.units), dict(manifest.missing)
-    kept: list[Path] = []
-    with _workplace(out) as place:
-        for unit in units_of(snapshot, sources):
-            parts = [part for part in PARTS if only in (None, part)]
-            stale = [part for part in parts if not manifest.is_current(out, unit.name, part, unit.key)]
-            kept += [out / name for part in parts if part not in stale for name in manifest.of_unit(unit.name, part)]
-            for part in stale:
-                fresh, without = unit.make(part, place / part)
-                for name in manifest.of_unit(unit.name, part):
-                    files.pop(name, None)
-                for path in fresh:
-                    files[path.relative_to(place).as_posix()] = MadeFile(
-                        hash_file(path), unit.name, part, unit.fingerprint)
-                missing = {name: why for name, why in missing.items()
-                           if name not in {exhibit.name for exhibit in unit.exhibits if f"{exhibit.kind}s" == part}
-                           } | without
-                units[f"{unit.name}/{part}"] = unit.key
-                _log(fresh, unit.study, place, uri, experiment)
-        written = _publish(place, out, set(manifest.files) - set(files))
-        available = {name.partition("/")[0] for name in units}
-        missing |= {exhibit.name: paper.placeholder(exhibit, available) for exhibit in paper.EXHIBITS.values()
-                    if exhibit.study(available) is None}
-        missing = {name: why for name, why in missing.items() if not _is_made(name, files)}
-        new = Manifest(files, units, missing, manifest.pages)
+    with workplace(out) as place:
+        new, kept = make_units(units, [part for part in PARTS if only in (None, part)], out, place, manifest)
+        written = publish(place, out, set(manifest.files) - set(new.files))
+        available = {name.partition("/")[0] for name in new.units}
+        missing = new.missing | {exhibit.name: paper.placeholder(exhibit, available)
+                                 for exhibit in paper.EXHIBITS.values() if exhibit.study(available) is None}
+        new = replace(new, missing={name: why for name, why in missing.items() if not _is_made(name, new.files)})
         if new == manifest and new.pages and not list(damages(out, new.pages)):
             kept += [out / name for name in (*new.pages, MANIFEST)]
         else:
@@ -101,8 +82,8 @@ def make_results(
         if count:
             console.print(f"{count} {name} in {out / name}", highlight=False)
     for exhibit in paper.EXHIBITS.values():
-        if studies is None and exhibit.name in missing:
-            console.print(f"{exhibit.name}: {missing[exhibit.name]}", highlight=False)
+        if studies is None and sources and exhibit.name in new.missing:
+            console.print(f"{exhibit.name}: {new.missing[exhibit.name]}", highlight=False)
     console.print(f"Everything on one page: {out / REPORT}", highlight=False)
     return [*written, *kept]
 
@@ -125,32 +106,12 @@ def _console() -> Console:
 
 
 def _has_results(source: StudySource, console: Console) -> bool:
-    has_any = bool((source.runs["state"] == FINISHED).any())
-    if not has_any:
+    if not source.has_finished:
         console.print(f"Study {source.name}: none of {source.num_planned} trials is finished yet.", highlight=False)
-    return has_any
+    return source.has_finished
 
 
-_Made = tuple[list[Path], dict[str, str]]
-"""Files, and exhibits that could not be made with the reason."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What is made, found stale and checked together: a study, or the audit of several."""
-
-    name: str
-    study: str
-    """The study in whose run the files are logged."""
-    fingerprint: str
-    """Of all the runs that it is made from."""
-    key: str
-    """`unit_key`: the runs, the code, and its place in the paper."""
-    exhibits: tuple[paper.Exhibit, ...]
-    make: Callable[[Part, Path], _Made]
-
-
-def units_of(snapshot: tracking.Snapshot, sources: Iterable[StudySource]) -> Iterator[Unit]:
+def units_of(snapshot: tracking.Snapshot, sources: Iterable[StudySource], experiment: str) -> Iterator[Unit]:
     """The units of some studies with results, and the audit where one of them belongs to it."""
     sources = list(sources)
     # Where a part of the studies was asked for, an exhibit stays with the study that has it in a full call.
@@ -162,26 +123,26 @@ def units_of(snapshot: tracking.Snapshot, sources: Iterable[StudySource]) -> Ite
             exhibits[study].append(exhibit)
     code = source_fingerprint()
     for source in sources:
-        yield _study_unit(source, tuple(exhibits[source.name]), code, snapshot.uri)
+        yield _study_unit(source, tuple(exhibits[source.name]), code, snapshot.uri, experiment)
     if {source.name for source in sources} & set(audit.STUDIES):
-        yield _audit_unit(audit.audit_sources(snapshot), code)
+        yield _audit_unit(audit.audit_sources(snapshot), code, snapshot.uri, experiment)
 
 
-def _study_unit(source: StudySource, exhibits: tuple[paper.Exhibit, ...], code: str, uri: str) -> Unit:
+def _study_unit(source: StudySource, exhibits: tuple[paper.Exhibit, ...], code: str, uri: str, experiment: str) -> Unit:
     load = cache(source.load)
 
-    def make(part: Part, folder: Path) -> _Made:
+    def make(part: Part, folder: Path) -> Made:
         write = write_tables if part == "tables" else _write_figures
         return write(load(), exhibits, folder, uri)
 
     key = unit_key(source.fingerprint, code, (exhibit.name for exhibit in exhibits))
-    return Unit(source.name, source.name, source.fingerprint, key, exhibits, make)
+    return Unit(source.name, "", source.fingerprint, key, exhibits, make, _logger(source.name, uri, experiment))
 
 
-def _audit_unit(sources: Sequence[StudySource], code: str) -> Unit:
-    find = cache(lambda: audit.audit({source.name: source.load() for source in sources}))
+def _audit_unit(sources: Sequence[StudySource], code: str, uri: str, experiment: str) -> Unit:
+    find = cache(lambda: audit.audit({source.name: source.load() for source in sources}, code))
 
-    def make(part: Part, folder: Path) -> _Made:
+    def make(part: Part, folder: Path) -> Made:
         if part == "tables":
             return audit.write_tables(find(), folder), {}
         from analysis import audit_figure, style
@@ -190,7 +151,13 @@ def _audit_unit(sources: Sequence[StudySource], code: str) -> Unit:
         return style.save(audit_figure.draw(find()), folder, fingerprint), {}
 
     fingerprint = audit.fingerprint_of(sources)
-    return Unit(audit.NAME, sources[0].name, fingerprint, unit_key(fingerprint, code, ()), (), make)
+    return Unit(audit.NAME, "", fingerprint, unit_key(fingerprint, code, ()), (), make,
+                _logger(sources[0].name, uri, experiment))
+
+
+def _logger(study: str, uri: str, experiment: str) -> Callable[[Path], None]:
+    """Tracks files under `results/tables` and `results/figures` of the study's run."""
+    return lambda folder: tracking.log_study_artifacts(study, folder, uri, experiment)
 
 
 def finished_studies(uri: str, experiment: str) -> list[str]:
@@ -226,31 +193,7 @@ def _is_made(name: str, files: Mapping[str, MadeFile]) -> bool:
     return f"tables/{name}.json" in files or f"figures/{name}.pdf" in files
 
 
-@contextmanager
-def _workplace(out: Path) -> Iterator[Path]:
-    """A folder beside the results, on the same disk, so that a rename publishes a file at once."""
-    place = Path(tempfile.mkdtemp(prefix=".making-", dir=out))
-    try:
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def _publish(place: Path, out: Path, outdated: Iterable[str]) -> list[Path]:
-    """Move what was made to where it belongs, then remove what is no longer made."""
-    written = []
-    for path in sorted(place.rglob("*")):
-        if path.is_file():
-            target = out / path.relative_to(place)
-            target.parent.mkdir(exist_ok=True)
-            os.replace(path, target)
-            written.append(target)
-    for name in outdated:
-        (out / name).unlink(missing_ok=True)
-    return written
-
-
-def write_tables(study: Study, exhibits: Iterable[paper.Exhibit], folder: Path, uri: str) -> _Made:
+def write_tables(study: Study, exhibits: Iterable[paper.Exhibit], folder: Path, uri: str) -> Made:
     folder.mkdir(parents=True, exist_ok=True)
     source = source_fingerprint()
     made = {table.name: table for table in (tables.study_table(study, source),)}
@@ -280,7 +223,7 @@ def _predictions(study: Study, uri: str) -> dict[str, pd.DataFrame]:
             for frame in [tracking.find_table(run, subgroups.PREDICTIONS, uri)] if frame is not None}
 
 
-def _write_figures(study: Study, exhibits: Iterable[paper.Exhibit], folder: Path, uri: str) -> _Made:
+def _write_figures(study: Study, exhibits: Iterable[paper.Exhibit], folder: Path, uri: str) -> Made:
     # matplotlib takes a second to import, which tables need not pay.
     from analysis import drawing, style
 
@@ -295,16 +238,6 @@ def _write_figures(study: Study, exhibits: Iterable[paper.Exhibit], folder: Path
         made.add(picture.name)
     return paths, {exhibit.name: paper.placeholder(exhibit, [study.plan.name]) for exhibit in asked
                    if exhibit.name not in made}
-
-
-def _log(paths: list[Path], study: str, place: Path, uri: str, experiment: str) -> None:
-    """Log files under `results/tables` and `results/figures` of the study's run."""
-    with tempfile.TemporaryDirectory() as folder:
-        for path in paths:
-            target = Path(folder) / path.relative_to(place)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, target)
-        tracking.log_study_artifacts(study, Path(folder), uri, experiment)
 
 
 def _index(out: Path, manifest: Manifest) -> str:

@@ -184,7 +184,8 @@ def _build(study: Study, name: str, title: str, panels: tuple[Panel, ...], curre
         for arm in (*plan.arms, *floors)]
     chances = {metric.key: _chance_cell(study, metric) for metric in metrics}
     if not all(math.isnan(cell.interval.mean) for cell in chances.values()):
-        rows.append(Row("chance", "chance", False, 0, chances))
+        num_trials = max(cell.interval.n for cell in chances.values())
+        rows.append(Row("chance", "chance", False, num_trials, chances))
     return ResultTable(
         name, title, plan.name, plan.reference, plan.primary, plan.seeds, study.fingerprint, panels, tuple(rows),
         caption=tuple(_caption(study, metrics, rows, any(panel.is_detailed for panel in panels))),
@@ -208,12 +209,8 @@ def _column(study: Study, metric: Metric, floors: Sequence[str]) -> dict[str, Ce
         detectable = dict(zip(others, detectable_differences(differences).tolist(), strict=True))
     marks = {} if is_cost else _marks(plan.arms, scores.to_numpy(), metric)
     for floor in () if is_cost else floors:
-        # A floor is no arm: it is tracked by some trial of each seed, the reference's where it has it.
-        key = registry.floor_key(metric.key, floor)
-        order = [plan.reference, *others]
-        scores[floor] = study.scores(key)[order].bfill(axis=1).iloc[:, 0]
-        found = study.run_ids(key)
-        run_ids[floor] = {seed: run for arm in reversed(order) for seed, run in found[arm].items()}
+        values, run_ids[floor] = _shared(study, registry.floor_key(metric.key, floor))
+        scores[floor] = pd.Series(values, dtype=np.float64)
     cells = {}
     for arm in scores.columns:
         difference = None
@@ -239,9 +236,22 @@ def _detectable(rows: Sequence[Row], key: str) -> list[float]:
 
 def _chance_cell(study: Study, metric: Metric) -> Cell:
     level = math.nan if metric.chance is None else metric.chance
+    values, run_ids = _shared(study, metric.chance_key) if metric.chance_key else ({}, {})
     if metric.chance_key:
-        level = statistics.mean_interval(study.scores(metric.chance_key).to_numpy().ravel()).mean
-    return Cell(statistics.Interval(level, math.nan, 0, math.nan), None, math.nan, math.nan, "", {}, {})
+        level = statistics.mean_interval(list(values.values())).mean
+    # It follows from the task and the test data: no interval.
+    return Cell(statistics.Interval(level, math.nan, len(values), math.nan), None, math.nan, math.nan, "", values,
+                run_ids)
+
+
+def _shared(study: Study, key: str) -> tuple[dict[int, float], dict[int, str]]:
+    """Seed -> value and run, of what is no arm's but tracked by some trial of each seed: the reference's if it can."""
+    plan = study.plan
+    order = [plan.reference, *(arm for arm in plan.arms if arm != plan.reference)]
+    scores = study.scores(key)[order].bfill(axis=1).iloc[:, 0].dropna()
+    found = study.run_ids(key)
+    runs = {seed: run for arm in reversed(order) for seed, run in found[arm].items()}
+    return {int(seed): float(value) for seed, value in scores.items()}, {int(seed): runs[seed] for seed in scores.index}
 
 
 def _verdicts(study: Study) -> Iterator[Verdict]:

@@ -207,6 +207,15 @@ class StudySource:
     def num_planned(self) -> int:
         return len(self.plan.arms) * len(self.plan.seeds)
 
+    @property
+    def num_finished(self) -> int:
+        """Planned trials that are finished."""
+        return len(self.runs.loc[self.runs["state"] == FINISHED, ["arm", "seed"]].drop_duplicates())
+
+    @property
+    def has_finished(self) -> bool:
+        return self.num_finished > 0
+
     def load(self) -> Study:
         """Assemble it."""
         numbers = self.snapshot.metrics

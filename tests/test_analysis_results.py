@@ -160,6 +160,20 @@ def test_check_results_finds_edits_stale_runs_and_gaps(uri: str, tmp_path: Path,
     assert {"STALE tables", "STALE figures"} <= kinds()
 
 
+def test_a_study_without_a_finished_trial_is_incomplete(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    fill_store(uri, tmp_path / "runs", PLAN)
+    planned = make_plan(("a", "b"), 2, "planned")
+    tracking.ensure_study_run(uri, EXPERIMENT, "planned", "", {
+        "name": "planned", "question": "", "base": [], "data": "", "reference": "a", "primary_metric": PRIMARY,
+        "secondary_metrics": [], "seeds": list(planned.seeds), "settings": {}, "expectations": [], "trials": [],
+        "arms": [{"name": arm, "settings": {}} for arm in planned.arms]}, is_running=False)
+    out = tmp_path / "results"
+    results.make_results(uri, EXPERIMENT, out, only="tables", console=Console(file=io.StringIO()))
+    assert ("INCOMPLETE study planned: 0 of 4 planned trials finished; run: make sweep SWEEP=planned"
+            in checking.check_results(uri, EXPERIMENT, out))
+
+
 def test_trace_leads_from_a_cell_to_runs_and_commands(made: tuple[Path, list[Path], str], uri: str) -> None:
     out, _, _ = made
     document = trace.read_document(out / "tables" / "overview.csv")
@@ -167,9 +181,15 @@ def test_trace_leads_from_a_cell_to_runs_and_commands(made: tuple[Path, list[Pat
     assert cell["arm"] == "no local alignment" and cell["metric"] == PRIMARY
     told = "\n".join(trace.trace(document, cell, uri, EXPERIMENT))
     assert all(run in told for run in cell["run_ids"].values()) and len(cell["run_ids"]) == 2
-    for part in ("objective.lambda_local = 0.0", "Code: ", "Data: da7af1a9e7000000", "make sweep SWEEP=overview",
-                 "medst train experiments/phantom_tiny.yaml --set objective.lambda_local=0.0 --set seed=1"):
+    for part in ("objective.lambda_local = 0.0", "Code: ", "Data: da7af1a9e7000000",
+                 "medst sweep run overview --base experiments/phantom_tiny.yaml",
+                 "medst train experiments/phantom_tiny.yaml --set seed=1 ", " --set objective.lambda_local=0.0"):
         assert part in told
+    chance = trace.find_cell(document, "chance,pointing")
+    assert chance["n"] == 2 and chance["mean"] == pytest.approx(0.09)
+    full = trace.find_cell(document, "full,pointing")
+    assert chance["run_ids"] == full["run_ids"] and "value 0.09" in "\n".join(
+        trace.trace(document, chance, uri, EXPERIMENT))
     assert trace.find_cell(document, "full,R@5")["metric"] == "test/retrieval/r5"
     assert trace.find_cell(document, "full,pointing")["metric"] == "test/grounding/pointing_accuracy"
     with pytest.raises(ValueError, match="no arm 'ful local'"):

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from analysis_samples import fill_store, make_plan
+from analysis_samples import SOURCE, fill_store, make_frames, make_plan, make_study
 from oracle_world import NAMES, World, make_context, make_world
 from scipy import stats
 
-from analysis import audit, calibration
+from analysis import audit, audit_figure, calibration, statistics, trace
 from analysis.audit import PLANTED
 from analysis.calibration import (
     clopper_pearson,
@@ -23,12 +23,15 @@ from analysis.calibration import (
     disjoint_rejections,
     dose_response,
     found_shift,
-    rises,
     split_rejections,
+    stated_difference,
+    trend,
 )
 from analysis.checking import check_results
 from analysis.results import make_results
+from analysis.tidy import Study, assemble
 from medst import tracking
+from medst.config import source_fingerprint
 from medst.data.phantom.presets import PRESETS, PhantomError
 from medst.data.provision import phantom_of
 from medst.evaluation import EVALUATORS
@@ -75,8 +78,11 @@ def test_the_found_shift_is_near_the_detectable_difference() -> None:
     rates = [point.by_test.value for point in curve]
     assert rates[0] < 0.1 and rates[-1] > 0.95
     # Two independent arms: the differences spread by root 2 more than the scores.
-    stated = audit.statistics.minimum_detectable_difference(math.sqrt(2) * pool.std(ddof=1), 6)
-    assert 0.7 * stated < shift < 1.5 * stated
+    stated = stated_difference(pool)
+    # All six differences of one sign, four times in five: 1.79 of their deviations.
+    assert stated == pytest.approx(1.79 * math.sqrt(2) * pool.std(ddof=1), rel=0.03)
+    # The curve goes up by quarters of a deviation.
+    assert stated - 0.1 * pool.std() < shift < stated + 0.35 * pool.std()
 
 
 def test_disjoint_sets_use_every_seed_once() -> None:
@@ -96,6 +102,10 @@ def test_intervals_cover_the_truth_of_a_normal_pool() -> None:
 # Doses ------------------------------------------------------------------------------------------------------------
 
 
+def audit_study(name: str, arms: tuple[str, ...], effects: dict[str, float]) -> Study:
+    return make_study(replace(make_plan(arms, 6, name), expectations=()), effects=effects)
+
+
 def test_a_dose_response_by_hand() -> None:
     seeds = np.array([0.0, 0.01, -0.01, 0.02, -0.02, 0.0])
     jitter = np.array([0.01, -0.01, 0.005, -0.005, 0.002, -0.002])
@@ -107,12 +117,66 @@ def test_a_dose_response_by_hand() -> None:
     assert not none.is_found and none.difference.mean == pytest.approx(0.0)
     # Six differences of one sign: 2 of 64 flips reach it.
     assert full.is_found and full.adjusted_p == pytest.approx(2 / 64) and full.difference.mean == pytest.approx(0.1)
-    assert rises([none, full]) and not rises([full, none])
+    slope = trend(scores, arms)
+    # Between doses 0 and 1 a slope is the difference of both differences, a seed at a time.
+    by_hand = statistics.mean_interval((scores["1"] - scores["1, cut"]) - (scores["0"] - scores["0, cut"]))
+    assert (slope.mean, slope.half_width, slope.n) == pytest.approx((by_hand.mean, by_hand.half_width, 6))
+    assert slope.low > 0
 
 
 def test_an_effect_without_pairs_is_held_against_dose_0() -> None:
     arms = PLANTED[-1].arms(["0", "0.4", "1"])
     assert arms == [(0.4, "0.4", "0"), (1.0, "1", "0")]
+    # Doses 0, 0.4, 1 and differences 0, 0.1, 0.4 of the first seed, 0, 0.2, 0.2 of the second.
+    scores = {"0": [0.5, 0.6, 0.5], "0.4": [0.6, 0.8, np.nan], "1": [0.9, 0.8, 0.7]}
+    slopes = [np.polyfit([0, 0.4, 1], values, 1)[0] for values in ([0, 0.1, 0.4], [0, 0.2, 0.2])]
+    slope = trend(scores, arms)
+    assert slope.n == 2 and slope.mean == pytest.approx(np.mean(slopes))
+    assert math.isnan(trend(scores, []).mean)
+
+
+def test_what_is_not_planted_must_not_be_found_and_transfer_asks_the_interval() -> None:
+    study = audit_study("audit_lateral", ("0", "0, cut", "0.5", "0.5, cut", "1", "1, cut"),
+                        {"0": 0.2, "0.5": 0.2, "1": 0.2})
+    rows = audit.audit({"audit_lateral": study}, SOURCE).rows
+    assert [(row.expected, row.verdict) for row in rows] == [
+        ("not found", "found, though nothing is planted"), ("between", "found"), ("found", "found"),
+        ("above 0", "rise not shown")]
+    arms = tuple(f"{world}, {arm}" for world in audit.WORLDS
+                 for arm in ("whole", *dict.fromkeys(effect.transfer_arm for effect in PLANTED)))
+    elsewhere = audit_study("audit_transfer", arms, {"second, whole": 0.2, "decorrelated, whole": -0.2})
+    found = audit.audit({"audit_lateral": study, "audit_transfer": elsewhere}, SOURCE)
+    told = {row.what: (row.expected, row.verdict) for row in found.rows if row.check == "transfer"}
+    assert told["lateral view, second geometry and grammar"] == (
+        f"above 0 (there: {rows[2].value:.1f}, found)", "kept (interval above 0)")
+    assert told["lateral view, devices tell nothing in the test"][1] == "reversed (interval below 0)"
+    assert told["side words, second geometry and grammar"] == ("above 0 (there: not measured)",
+                                                               "interval above 0 here alone")
+    flat = audit.audit({"audit_transfer": audit_study("audit_transfer", arms, {})}, SOURCE)
+    assert {row.verdict for row in flat.rows} == {"not shown"}
+
+
+def test_what_is_not_finished_is_said_and_leaves_the_rest() -> None:
+    arms = ("0", "0, cut", "0.5", "0.5, cut", "1", "1, cut")
+    plan = replace(make_plan(arms, 6, "audit_lateral"), expectations=())
+    runs, numbers = make_frames(plan, effects={"0.5": 0.2})
+    half = assemble(plan, runs[~runs["arm"].isin(["1", "1, cut"])], numbers, SOURCE)
+    seeds = replace(make_plan(("full", "no lateral view"), 24, "audit_seeds"), expectations=(),
+                    secondary=("test/retrieval/r5",))
+    runs, numbers = make_frames(seeds)
+    few = numbers["metric"].eq(seeds.primary) & numbers["run_id"].isin(runs.loc[runs["seed"] > 8, "run_id"])
+    found = audit.audit({"audit_lateral": half, "audit_seeds": assemble(seeds, runs, numbers[~few], "other code")},
+                        "other code")
+    assert {row.expected for row in found.rows if row.check == "planted"} == {"not found", "between"}
+    told = " ".join(found.warnings)
+    assert "INCOMPLETE: audit_lateral: lateral view, no two pairs of seeds at lateral_information = 1." in told
+    assert "audit_lateral: INCOMPLETE: 12 of 36 trials" in told and "audit_seeds: STALE: 48 of 48 trials" in told
+    # One outcome has too few seeds; the other is audited all the same.
+    assert "INCOMPLETE: audit_seeds: " in told and "9 seeds are finished" in told
+    real = [row for row in found.rows if row.check == "A/A, disjoint seeds, once each"]
+    assert [(row.what, row.n) for row in real] == [("R@5, 2 arms", 4)]
+    for line in found.warnings:
+        assert line in audit.markdown(found) and line in audit_figure.draw(found).caption
 
 
 # Studies, table, figure -------------------------------------------------------------------------------------------
@@ -150,20 +214,35 @@ def test_the_audit_of_a_store_finds_what_was_planted(tmp_path: Path, repository:
     experiment, results = TrackingPlace(uri, folder).experiment, tmp_path / "results"
     make_results(uri, experiment, results)
     snapshot = tracking.read_snapshot(uri, experiment)
-    found = audit.audit({source.name: source.load() for source in audit.audit_sources(snapshot)})
-    assert {gap.partition(":")[0] for gap in found.missing} == set(audit.STUDIES) - {"audit_lateral", "audit_seeds"}
+    sources = audit.audit_sources(snapshot)
+    found = audit.audit({source.name: source.load() for source in sources}, source_fingerprint())
+    assert [warning.split(": ")[1] for warning in found.warnings] == [
+        name for name in audit.STUDIES if name not in ("audit_lateral", "audit_seeds")]
     highest = next(row for row in found.rows if "lateral_information = 1" in row.what)
-    assert highest.verdict == "found, rises" and highest.value == pytest.approx(20, abs=3)
+    assert highest.verdict == "found" and highest.value == pytest.approx(20, abs=3)
     document = json.loads((tmp_path / "results" / "tables" / "audit.json").read_text())
     runs = set(snapshot.runs["run_id"])
-    assert all(row["runs"] and set(row["runs"]) <= runs for row in document["rows"])
+    assert all(row["runs"] and set(row["runs"].values()) <= runs for row in document["rows"])
+    rise = next(row for row in document["rows"] if row["check"] == "planted, trend")
+    assert rise["verdict"] == "rises" and rise["value"] == pytest.approx(20, abs=3) and len(rise["runs"]) == 36
     assert document["fingerprint"] == found.fingerprint and len(document["rows"]) == len(found.rows) > 8
     text = (tmp_path / "results" / "tables" / "audit.md").read_text()
-    assert "INCOMPLETE: audit_sides: no finished trial." in text and "| planted | lateral view" in text
+    assert "> **INCOMPLETE: audit_sides: no finished trial.**" in text and "| planted | lateral view" in text
     table = pd.read_csv(tmp_path / "results" / "tables" / "audit.csv")
     assert list(table["Check"]) == [row.check for row in found.rows]
+    assert list(table["run_ids"]) == [" ".join(row.runs.values()) for row in found.rows]
+    assert set(table["fingerprint"]) == {found.fingerprint}
+    traced = trace.read_document(tmp_path / "results" / "tables" / "audit.md")
+    line = trace.find_cell(traced, "lateral_information = 1")
+    told = list(trace.trace(traced, line, uri, experiment))
+    assert told[0] == "planted | lateral view, lateral_information = 1"
+    assert sum(text.startswith(("  1, seed ", "  1, cut, seed ")) for text in told) == 12
+    assert trace.find_cell(traced, "A/A, test,AUROC")["check"] == "A/A, test"
+    with pytest.raises(ValueError, match="may be line"):
+        trace.find_cell(traced, "A/A")
     assert (tmp_path / "results" / "figures" / "audit.pdf").stat().st_size > 1000
-    assert "planted: lateral view" in (results / "report.html").read_text()
+    page = (results / "report.html").read_text()
+    assert "planted: lateral view" in page and f"1, cut, seed 5:{highest.runs['1, cut, seed 5']}" in page
     assert not any("audit." in problem or "of study audit:" in problem
                    for problem in check_results(uri, experiment, results))
     (results / "tables" / "audit.csv").write_text("Check\n")

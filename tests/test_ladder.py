@@ -14,7 +14,8 @@ import pytest
 from rich.console import Console
 from tracking_fixtures import fresh_place
 
-from analysis.explorations import make_explorations
+from analysis import checking, results
+from analysis.explorations import make_exploration
 from analysis.ladder import HEADS, bootstrap_samples, compare, load_ladder, markdown, one_seed_tau, table_rows
 from medst.config import Config
 from medst.records import Facts, Metrics, Progress, Record
@@ -106,11 +107,32 @@ def test_a_ladder_answers_from_the_store_and_runs_nothing_twice(project: Path) -
     assert quarter.kendall == pytest.approx(1) and quarter.is_top_agreed and quarter.regret == 0.0
     assert full.cost_share == 1.0 and full.one_seed == pytest.approx(1)
 
-    files = make_explorations(place.uri, place.experiment, project / "results")
-    assert {path.name for path in files} == {"ladder.md", "ladder.csv", "ladder_weights-budget.pdf",
-                                            "ladder_weights-budget.png", "ladder_weights-budget.md"}
-    text = (project / "results" / "ladders" / "weights-budget" / "ladder.md").read_text()
-    assert text == markdown(loaded) and "untrained" in text and "3 seeds" in text
+    out = project / "results"
+    table = make_exploration(place.uri, place.experiment, out, "ladder", name)
+    assert table == out / "ladders" / "weights-budget" / "ladder.md"
+    assert {path.name for path in table.parent.iterdir()} == {
+        "ladder.md", "ladder.csv", "ladder_weights-budget.pdf", "ladder_weights-budget.png", "ladder_weights-budget.md"}
+    text = table.read_text()
+    assert text.startswith(markdown(loaded)) and "untrained" in text and "3 seeds" in text
+    stamp = pd.read_csv(table.with_suffix(".csv"))["fingerprint"].unique()
+    assert f"<!-- fingerprint {stamp[0]} -->" in text and len(stamp) == 1
+
+    def problems() -> list[str]:
+        return [problem for problem in checking.check_results(place.uri, place.experiment, out) if "ladder" in problem]
+
+    assert problems() == []
+    before = table.stat().st_mtime_ns
+    results.make_results(place.uri, place.experiment, out, only="tables", console=Console(file=StringIO()))
+    assert table.stat().st_mtime_ns == before and problems() == []
+    table.with_suffix(".csv").write_text("edited")
+    assert problems() == ["EDITED ladders/weights-budget/ladder.csv: not as it was written",
+                          "EDITED ladders/weights-budget/ladder.csv: differs from what the tracking store says"]
+    make_exploration(place.uri, place.experiment, out, "ladder", name)
+    (out / "manifest.json").unlink()
+    results.make_results(place.uri, place.experiment, out, studies=["weights"], only="tables",
+                         console=Console(file=StringIO()))
+    assert [problem.partition(":")[0] for problem in problems()] == [
+        "MISSING tables of ladder weights-budget", "MISSING figures of ladder weights-budget"]
     assert all(len(row) == len(HEADS) for row in table_rows(loaded))
 
 

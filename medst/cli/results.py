@@ -34,14 +34,8 @@ def results(
 
         run_notebooks(place.uri, out)
         return
-    from analysis.explorations import make_explorations
     from analysis.results import make_results
-    from medst.tracking import list_studies
 
-    if part is None and study is None:
-        explored = make_explorations(place.uri, place.experiment, out)
-        if explored and not list_studies(place.uri, place.experiment):
-            return
     only: Literal["tables", "figures"] | None = None
     if part is not None:
         only = "tables" if part is Part.tables else "figures"
@@ -78,9 +72,10 @@ def diff(
 
 def trace(
     table: Annotated[Path, typer.Argument(help="Any file of a table, as in results/tables/components.csv.")],
-    cell: Annotated[str, typer.Option(help="Arm and metric, as in \"no local,AUROC\"; parts of names will do.")],
+    cell: Annotated[str, typer.Option(help="Arm and metric, as in \"no local,AUROC\", or a line of the audit, as in "
+                                           "\"A/A, test,AUROC\"; parts of names will do.")],
 ) -> None:
-    """Print the runs behind one cell of a table: settings, code, data, and how to compute them again."""
+    """Print the runs behind a cell of a table or a line of the audit: settings, code, data, and how to repeat them."""
     from analysis import trace as tracing
     from medst.tracking import TrackingPlace
 

@@ -24,6 +24,7 @@ from medst.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from medst.tracking.members import Kind
     from sweeps.study import Study
 
 sweep_app = typer.Typer(no_args_is_help=True, help="Ablation studies. `medst sweep STUDY` is `medst sweep run STUDY`.")
@@ -183,7 +184,7 @@ def sweep_ladder(
     code, name = run_ladder(study, of.value, shares, assignments=assignments or [], executor=executor.value, jobs=jobs,
                             base=base, data_root=data, should_retry_failed=retry_failed)
     if code != INTERRUPTED_CODE:
-        report_explorations(ladder=name)
+        report_exploration("ladder", name)
     raise typer.Exit(code)
 
 
@@ -207,18 +208,18 @@ def search(
     code = run_search(name, assignments or [], executor=executor.value, jobs=jobs, base=base, data_root=data,
                       num_trials=trials, should_retry_failed=retry_failed)
     if code != INTERRUPTED_CODE:
-        report_explorations(search=load_search(find_search(name), base=[base] if base else []).name)
+        report_exploration("search", load_search(find_search(name), base=[base] if base else []).name)
     raise typer.Exit(code)
 
 
-def report_explorations(search: str | None = None, ladder: str | None = None) -> None:
+def report_exploration(kind: Kind, name: str) -> None:
     """File and print what there is to say of a search or a ladder."""
-    from analysis.explorations import make_explorations, print_markdown
+    from analysis.explorations import make_exploration, print_markdown
     from medst.tracking import TrackingPlace
 
     place = TrackingPlace.of_project()
-    files = make_explorations(place.uri, place.experiment, RESULTS, search=search, ladder=ladder)
-    for path in files[:1]:
+    path = make_exploration(place.uri, place.experiment, RESULTS, kind, name)
+    if path is not None:
         print_markdown(path)
         typer.echo(f"Table and figures: {path.parent}")
 
