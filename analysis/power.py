@@ -1,7 +1,7 @@
 """How many seeds a difference needs, from the variance that was measured.
 
-What lives here: the question per arm of a study, and its answer as a printed table. What must not: the formula
-(analysis/statistics.py).
+What lives here: the question per arm of a study, and its answer as a printed table. What must not: the power
+of the test (analysis/detectable.py).
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from analysis import registry, statistics
+from analysis import registry
+from analysis.detectable import Noise, smallest_p
+from analysis.statistics import MIN_SEEDS_FOR_TEST, Floats
+from analysis.text import counted
 from analysis.tidy import Study, study_source
 from medst import tracking
 
@@ -31,7 +35,8 @@ class SeedsNeeded:
     deviation: float
     """Of the paired differences, in the tracked unit."""
     num_seeds: int | None
-    """Seeds that find the difference with power 0.8 in a two-sided paired t test at 0.05; None above 1000."""
+    """Seeds with which the study's test, adjusted for all arms, finds the difference four times in five: 6 at least,
+    since with fewer no difference reaches its level; None above 1000."""
 
 
 def seeds_needed(study: Study, metric: str, difference: float) -> list[SeedsNeeded]:
@@ -40,17 +45,29 @@ def seeds_needed(study: Study, metric: str, difference: float) -> list[SeedsNeed
     Args:
         difference: true mean difference to the reference, in the tracked unit, positive.
     """
+    differences = _differences(study, metric)
+    if differences.empty:
+        return []
+    noise = _noise(differences.to_numpy())
+    needed = noise.num_seeds_needed(difference)
+    return [SeedsNeeded(str(arm), int(num_pairs), float(deviation), num_seeds)
+            for (arm, num_pairs), deviation, num_seeds in zip(differences.count().items(), noise.deviations, needed,
+                                                              strict=True)]
+
+
+def _differences(study: Study, metric: str) -> pd.DataFrame:
+    """(seeds x arms) arm minus reference, of the arms with enough pairs for a deviation."""
     scores = study.scores(metric)
-    reference = scores[study.plan.reference].to_numpy()
-    found = []
-    for arm in study.plan.arms:
-        if arm == study.plan.reference:
-            continue
-        paired = statistics.paired_difference(scores[arm].to_numpy(), reference)
-        if paired.n >= MIN_PAIRS and not math.isnan(paired.interval.deviation):
-            found.append(SeedsNeeded(arm, paired.n, paired.interval.deviation, statistics.num_seeds_needed(
-                paired.interval.deviation, difference)))
-    return found
+    differences = scores.drop(columns=study.plan.reference).sub(scores[study.plan.reference], axis=0)
+    return differences.loc[:, differences.count() >= MIN_PAIRS]
+
+
+def _noise(differences: Floats) -> Noise:
+    """As measured; arms count as independent, which asks for most seeds, where too few pairs tell how they hang
+    together."""
+    noise = Noise.measured(differences)
+    is_rough = (~np.isnan(differences)).sum(axis=0).min() < MIN_SEEDS_FOR_TEST
+    return Noise(noise.deviations, np.eye(len(noise.deviations))) if is_rough else noise
 
 
 def measured_study(snapshot: tracking.Snapshot, study: str, metric: str) -> tuple[str, Study] | None:
@@ -60,7 +77,7 @@ def measured_study(snapshot: tracking.Snapshot, study: str, metric: str) -> tupl
         loaded = study_source(snapshot, name).load()
         if metric not in loaded.metrics:
             continue
-        pairs = sum(needed.num_pairs for needed in seeds_needed(loaded, metric, 1.0))
+        pairs = int(_differences(loaded, metric).count().sum())
         if name == study and pairs:
             return name, loaded
         if pairs and (best is None or pairs > best[0]):
@@ -86,18 +103,21 @@ def print_seeds_needed(uri: str, experiment: str, study: str, metric: str, diffe
     source, loaded = found
     needed = seeds_needed(loaded, metric, difference)
     other = "" if source == study else f", from study {source}, since this one has no pairs yet"
-    console.print(f"Seeds that find a true difference of {shown} in {described.name} four times in five (paired t "
-                  f"test, 0.05, before any adjustment), from the measured variance{other}:", highlight=False)
+    console.print("Seeds with which the study's own test (sign flips, 0.05, adjusted for "
+                  f"{counted(len(needed), 'arm')}) finds a true difference of {shown} in {described.name} four times "
+                  f"in five, from the measured variance{other}. {MIN_SEEDS_FOR_TEST} at least: with "
+                  f"{MIN_SEEDS_FOR_TEST - 1} its smallest p is {smallest_p(MIN_SEEDS_FOR_TEST - 1):.3f}, for a "
+                  "difference of any size.", highlight=False)
     table = Table("arm", "pairs", "deviation", "seeds needed", box=None, pad_edge=False, header_style="dim")
     for arm in needed:
         table.add_row(arm.arm, str(arm.num_pairs), f"{arm.deviation * described.scale:.2f}",
                       "over 1000" if arm.num_seeds is None else str(arm.num_seeds))
     console.print(table)
-    deviations = [arm.deviation for arm in needed]
-    pooled = math.sqrt(float(np.mean(np.square(deviations))))
-    seeds = statistics.num_seeds_needed(pooled, difference)
+    pooled = math.sqrt(float(np.mean(np.square([arm.deviation for arm in needed]))))
+    alike = Noise(np.full(len(needed), pooled), np.eye(len(needed))).num_seeds_needed(difference)
+    seeds = None if None in alike else max(number for number in alike if number is not None)
     low = min(arm.num_pairs for arm in needed)
-    console.print(f"Pooled over arms: deviation {pooled * described.scale:.2f}, "
+    console.print(f"Were all arms alike and independent: deviation {pooled * described.scale:.2f}, "
                   f"{'over 1000' if seeds is None else seeds} seeds."
-                  + (f" A deviation from {low} pairs is rough: it may be off by half." if low < 6 else ""),
-                  highlight=False)
+                  + (f" A deviation from {low} pairs is rough: it may be off by half."
+                     if low < MIN_SEEDS_FOR_TEST else ""), highlight=False)
