@@ -19,8 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analysis import audit, paper
 from analysis.provenance import Manifest
-from analysis.rendering import VERDICT_TITLE
-from analysis.rendering import p_value
+from analysis.rendering import VERDICT_TITLE, p_value
 from analysis.statistics import MIN_SEEDS_FOR_TEST
 from analysis.text import counted, in_unit, interval_text
 

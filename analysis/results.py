@@ -69,7 +69,7 @@ def make_results(
     with workplace(out) as place:
         new, kept = make_units(units, [part for part in PARTS if only in (None, part)], out, place, manifest)
         written = publish(place, out, set(manifest.files) - set(new.files))
-        available = {name.partition("/")[0] for name in new.units}
+        available = {name.partition("/")[0] for name in new.units} & set(snapshot.studies)
         missing = new.missing | {exhibit.name: paper.placeholder(exhibit, available)
                                  for exhibit in paper.EXHIBITS.values() if exhibit.study(available) is None}
         new = replace(new, missing={name: why for name, why in missing.items() if not _is_made(name, new.files)})
