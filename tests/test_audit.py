@@ -174,7 +174,7 @@ def test_what_is_not_finished_is_said_and_leaves_the_rest() -> None:
     # One outcome has too few seeds; the other is audited all the same.
     assert "INCOMPLETE: audit_seeds: " in told and "9 seeds are finished" in told
     real = [row for row in found.rows if row.check == "A/A, disjoint seeds, once each"]
-    assert [(row.what, row.n) for row in real] == [("R@5, 2 arms", 4)]
+    assert [(row.what, row.n) for row in real] == [("R@5, 2 arms with the same seeds", 4)]
     for line in found.warnings:
         assert line in audit.markdown(found) and line in audit_figure.draw(found).caption
 
