@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from medst.config import Behaviour, Config, DataConfig, stream_seed
 from medst.data.batch import Batch
 from medst.data.loader import EvalLoader, TrainLoader
-from medst.data.splits import with_held_out_patients
+from medst.data.splits import seen_by_trial
 from medst.data.store import Store, open_store, store_path
 from medst.data.tokenizer import Tokenizer, build_tokenizer
 from medst.evaluation import check_tasks, evaluate, evaluate_pixel_baseline
@@ -243,7 +243,7 @@ class _DataKey:
 
 @lru_cache(maxsize=4)
 def _open(key: _DataKey) -> tuple[Store, Tokenizer]:
-    store = with_held_out_patients(open_store(key.data), key.data)
+    store = seen_by_trial(open_store(key.data), key.data)
     return store, build_tokenizer(store, key.data, key.word_aggregation)
 
 

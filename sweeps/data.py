@@ -8,7 +8,7 @@ from pathlib import Path
 from medst.config import DataConfig
 from medst.data.building import Step
 from medst.data.provision import provide
-from medst.data.splits import with_held_out_patients
+from medst.data.splits import seen_by_trial
 from medst.data.store import Store, StoreError, open_store
 from medst.data.support import SupportError, check_support, missing_tasks
 from sweeps.study import Study
@@ -44,7 +44,7 @@ def _checked(study: Study, stores: Mapping[StoreId, Store]) -> dict[StoreId, Dat
         for replicate in study.replicates:
             config = replicate.config(arm.config)
             try:
-                check_support(with_held_out_patients(stores[store_id(config.data)], config.data), config)
+                check_support(seen_by_trial(stores[store_id(config.data)], config.data), config)
             except SupportError as error:
                 raise SupportError(f"arm '{arm.name}': {error}") from None
     return {identity: _facts(store) for identity, store in stores.items()}

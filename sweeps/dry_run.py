@@ -90,13 +90,13 @@ def _estimate(trial: Trial, project: Path) -> Estimate:
     # Only here: importing torch takes seconds.
     import torch
 
-    from medst.data.splits import with_held_out_patients
+    from medst.data.splits import seen_by_trial
     from medst.data.store import open_store
     from medst.data.tokenizer import build_tokenizer
     from medst.training.estimate import estimate
 
     config = override(trial.config, absolute_places(trial.config, project))
-    store = with_held_out_patients(open_store(config.data), config.data)
+    store = seen_by_trial(open_store(config.data), config.data)
     tokenizer = build_tokenizer(store, config.data, config.model.text.word_aggregation)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(trial.resources.cpus)

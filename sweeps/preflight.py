@@ -62,12 +62,12 @@ def require_gpus(config: Config, num_wanted: float) -> None:
 
 
 def _open_weights(config: Config) -> None:
-    from medst.data.splits import with_held_out_patients
+    from medst.data.splits import seen_by_trial
     from medst.data.store import open_store
     from medst.data.tokenizer import build_tokenizer
     from medst.model import MedST
 
-    store = with_held_out_patients(open_store(config.data), config.data)
+    store = seen_by_trial(open_store(config.data), config.data)
     tokenizer = build_tokenizer(store, config.data, config.model.text.word_aggregation)
     MedST.create(config, tokenizer.vocabulary_size)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from medst.config import Config, load_config
+from medst.data.published_splits import published_covidx_split, published_rsna_split
 from medst.data.store import CovidxStore, MimicStore, MsCxrStore, MsCxrTStore, RsnaStore, Store
 from medst.evaluation.context import EvaluationContext
 from medst.evaluation.embeddings import EmbeddingCache
@@ -159,15 +160,19 @@ def make_world(seed: int = 0, num_patients: int = 150) -> World:
     rsna_embeddings[:, column:column + 2] = np.where(np.arange(200)[:, None] % 3 == 0, [1.0, 0.0], [0.0, 1.0])
     rsna = pd.DataFrame({"image": np.arange(200), "patient_id": [f"r{row}" for row in range(200)],
                          "target": (np.arange(200) % 3 == 0).astype(int), "boxes": [[]] * 200, "view": "PA"})
+    rsna["published_split"] = published_rsna_split(rsna["patient_id"])
     classes = rng.integers(0, 3, 400)
     covidx = pd.DataFrame({"image": np.arange(400), "patient_id": [f"c{row // 2}" for row in range(400)],
                            "label": [COVIDX_CLASSES[value] for value in classes], "source": "x",
                            "split": np.where(np.arange(400) < 300, "train", "test")})
+    covidx = pd.concat([covidx, published_covidx_split(300)], axis=1).fillna(
+        {"published_split": "test", "published_order": 0, "published_percent": 0})
     store = Store(
         path=Path("nowhere"), fingerprint="0123456789abcdef", name="made up", is_credentialed=False, image_size=SIDE,
         steps=(), problems=pd.DataFrame(),
         mimic=MimicStore(numbered_images("mimic", image), view_table, frame, pd.DataFrame(truth), None),
-        ms_cxr_t=MsCxrTStore(pd.DataFrame(pairs), sentences), ms_cxr=MsCxrStore(pd.DataFrame(box_rows)),
+        ms_cxr_t=MsCxrTStore(pd.DataFrame(pairs), sentences, frozenset(frame["subject_id"])),
+        ms_cxr=MsCxrStore(pd.DataFrame(box_rows), frozenset(frame["subject_id"].iloc[::2])),
         rsna=RsnaStore(numbered_images("rsna", 200), rsna), covidx=CovidxStore(numbered_images("covidx", 400), covidx))
     return World(store, {"mimic": mimic_embeddings, "rsna": rsna_embeddings}, two_view, classes, boxes, axes)
 

@@ -16,7 +16,7 @@ from tracking_fixtures import fresh_place
 
 from medst.config import Config, load_config, override
 from medst.data.loader import TrainLoader
-from medst.data.splits import with_held_out_patients
+from medst.data.splits import seen_by_trial
 from medst.data.store import prepare
 from medst.data.support import SupportError
 from medst.data.tokenizer import build_tokenizer
@@ -75,7 +75,7 @@ def test_a_dry_run_tells_each_kind_of_arm_once(project: Path) -> None:
     assert list(kinds) == ["full, λ1 = 3, no RMR", "no local alignment", "1 expert", "half as long"]
     assert [row[1] for row in kinds.values()] == ["6", "2", "2", "2"]
     config = load_config(project / "base.yaml")
-    store = with_held_out_patients(prepare(config.data), config.data)
+    store = seen_by_trial(prepare(config.data), config.data)
     loader = TrainLoader(store, build_tokenizer(store, config.data, "corrected"), config)
     steps = {name: int(row[2].replace(",", "")) for name, row in kinds.items()}
     assert steps["full, λ1 = 3, no RMR"] == steps["1 expert"] == 2 * len(loader)

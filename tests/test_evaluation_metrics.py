@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.model_selection import StratifiedKFold, cross_val_score, train_test_split
 from sklearn.svm import SVC
 
+from medst.data.published_splits import published_covidx_split
 from medst.evaluation.covidx_linear import (
     STRENGTHS,
     choose_strength,
@@ -40,7 +41,6 @@ from medst.evaluation.probes import (
     published_accuracy,
 )
 from medst.evaluation.retrieval import direction_ranks, retrieval_values
-from medst.evaluation.rsna_zero_shot import published_test_rows
 from medst.evaluation.sentence_similarity import THRESHOLDS, choose_threshold, threshold_accuracy
 from medst.evaluation.temporal_image import small_images
 
@@ -230,12 +230,22 @@ def test_threshold_is_chosen_without_the_fold_it_judges() -> None:
     assert result.accuracy_as_published == pytest.approx(np.mean((scores >= best) == labels))
 
 
-def test_published_splits_have_the_published_sizes() -> None:
-    test = published_test_rows(200)
-    assert len(test) == 30 and len(set(test)) == 30
-    train, validation = published_rows(1000, 0.01)
-    assert len(train) == 8 and len(validation) == 200 and not set(train) & set(validation)
-    assert set(published_rows(1000, 0.01)[0]) < set(published_rows(1000, 1.0)[0])
+def test_published_covidx_rows_are_those_that_scikit_learn_and_pandas_draw() -> None:
+    names = pd.DataFrame({"name": [f"image {row}" for row in range(1003)]})
+    drawn_train, drawn_validation = train_test_split(names, train_size=0.8, random_state=0)
+    table = pd.concat([names, published_covidx_split(len(names))], axis=1)
+    # An image that cannot be read is missing where it was drawn, and moves no other.
+    lost = drawn_train["name"].iloc[7]
+    readable = table[table["name"] != lost].reset_index(drop=True)
+    for percent in (1, 10, 100):
+        sample = drawn_train if percent == 100 else drawn_train.sample(frac=percent / 100, random_state=42)
+        for images in (table, readable):
+            train, validation = published_rows(images, percent)
+            expected = sample["name"] if images is table else sample.loc[sample["name"] != lost, "name"]
+            assert set(images["name"].iloc[train]) == set(expected) and len(train) == len(expected)
+            assert images["name"].iloc[validation].tolist() == drawn_validation["name"].tolist()
+    assert readable["name"].iloc[published_rows(readable, 100)[0]].tolist() == [
+        name for name in drawn_train["name"] if name != lost]
 
 
 def test_corrected_subset_keeps_the_classes_and_is_nested() -> None:

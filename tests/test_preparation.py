@@ -31,6 +31,7 @@ from medst.data.loader import TrainLoader
 from medst.data.readers import DataError
 from medst.data.selection import count_selection
 from medst.data.sources import Source
+from medst.data.splits import seen_by_trial
 from medst.data.store import Store, StoreError, open_store, prepare, prepare_set, verify
 from medst.data.support import SupportError, check_support, limits, missing_tasks
 from medst.data.tokenizer import build_tokenizer
@@ -400,9 +401,13 @@ def test_selection_by_hand(tmp_path: Path) -> None:
         ("in windows of 4 images", 1, 3, 4)]
     assert counted["corrected"] == [
         ("with a frontal or lateral view", 5, 8, 10), ("readable", 4, 7, 9), ("of a study in the split file", 4, 7, 9),
-        ("of a study with a frontal", 3, 6, 8), ("with a caption of three words or more in both cleanings", 2, 5, 7),
+        ("of a study with a frontal", 3, 6, 8), ("with a caption of three words or more", 2, 5, 7),
         ("training split", 1, 4, 6), ("patients without MS-CXR-T and MS-CXR", 0, 0, 0),
         ("in windows of 4 studies", 0, 0, 0)]
+    # Each rule asks its own cleaning: the last study has no released caption, now no corrected one.
+    swapped = count_selection(images, studies, has_caption[:, ::-1], is_readable, frozenset({"p1"}))
+    assert swapped["as published"][4] == ("with a caption of three words or more", 2, 5, 6)
+    assert swapped["corrected"][4] == ("with a caption of three words or more", 3, 6, 8)
     without = count_selection(images, studies, has_caption, is_readable, frozenset())
     assert without["corrected"][-1] == ("in windows of 4 studies", 1, 4, 6)
 
@@ -417,6 +422,46 @@ def test_selection_is_kept_and_printed(tmp_path: Path) -> None:
     train = store.mimic.studies[store.mimic.studies["split"] == "train"]
     counted = {step: studies for step, _, studies, _ in store.selection["corrected"]}
     assert counted["training split"] == len(train)
+
+
+def test_an_unreadable_image_moves_no_other_in_the_published_splits(tmp_path: Path) -> None:
+    writer = RawWriter(tmp_path / "raw")
+    writer.write_rsna(60)
+    writer.write_covidx(60)
+    folders = {name: Source(str(tmp_path / "raw" / name)) for name in ("rsna", "covidx")}
+    columns = ["patient_id", "published_split", "published_order", "published_percent"]
+
+    def tables(place: Path) -> list[pd.DataFrame]:
+        for name, source in folders.items():
+            store = make(place, name, source)
+        assert store.rsna is not None and store.covidx is not None
+        return [store.rsna.table[columns[:2]].set_index("patient_id"),
+                store.covidx.table[columns].set_index("patient_id")]
+
+    whole = tables(tmp_path / "whole")
+    assert whole[0]["published_split"].value_counts().to_dict() == {"train": 42, "validate": 9, "test": 9}
+    assert whole[1]["published_split"].value_counts().to_dict() == {"train": 48, "validate": 12, "test": 60}
+    (tmp_path / "raw/rsna/stage_2_train_images/0011-rsna.dcm").write_bytes(b"")
+    (tmp_path / "raw/covidx/train/train-5.png").write_bytes(b"")
+    for before, after, lost in zip(whole, tables(tmp_path / "broken"), ("0011-rsna", "train5"), strict=True):
+        pd.testing.assert_frame_equal(after, before.drop(index=lost))
+
+
+def test_patients_of_absent_images_are_judged_and_counted_as_such(tmp_path: Path) -> None:
+    writer = write_root(tmp_path / "raw", num_patients=12)
+    frontal = next(row for row in writer.metadata if row["ViewPosition"] in ("AP", "PA"))
+    writer.write_ms_cxr([str(frontal["dicom_id"])])
+    next((tmp_path / "raw" / "mimic-cxr-jpg").rglob(f"{frontal['dicom_id']}.jpg")).unlink()
+    make(tmp_path / "store", "mimic-cxr-jpg", mimic_source(tmp_path / "raw", is_partial=True))
+    store = make(tmp_path / "store", "ms-cxr", Source(str(tmp_path / "raw" / "ms-cxr")))
+    assert store.ms_cxr is not None and len(store.ms_cxr.table) == 0
+    assert store.ms_cxr.patients == {str(frontal["subject_id"])}
+    seen = seen_by_trial(store, DataConfig())
+    assert seen.mimic is not None
+    trained = seen.mimic.studies[seen.mimic.studies["split"] == "train"]
+    assert str(frontal["subject_id"]) not in set(trained["subject_id"])
+    counted = {step: studies for step, _, studies, _ in store.selection["corrected"]}
+    assert counted["patients without MS-CXR-T and MS-CXR"] == len(trained)
 
 
 # What a store cannot support

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from medst.config import DataConfig
+from medst.config import Config, DataConfig
 from medst.data.phantom import PRESETS, generate
 from medst.data.store import prepare
+from medst.records import Record
 from medst.tracking.privacy import PRIVATE_NOTICE, PRIVATE_SWITCH
+from medst.trial import run_trial
 
 WORD = "qzxkwvjbyqplmtrhgfdwqzk"
 """A word that no report has; in upper case in the report, as section heads are, too."""
@@ -37,7 +39,7 @@ primary_metric: test/finding_zero_shot/mean/auroc
 seeds: [0]
 arms:
   full: {}
-  fails: {training.pairs_per_batch: 4000}
+  fails: {training.pairs_per_batch: 12}
 """
 BASE = """
 data: {root: data, image_size: 72, crop_size: 64, caption_tokens: 48}
@@ -138,7 +140,21 @@ def plant(root: Path) -> dict[str, bytes]:
         ids |= {f"image {row.dicom_id}": row.dicom_id.encode(), f"patient {row.subject_id}": row.subject_id.encode(),
                 f"study {row.study_id}": row.study_id.encode()}
     labels = pd.read_csv(root / "rsna" / "stage_2_train_labels.csv", dtype=str)
+    assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", labels["patientId"].iloc[3]), "as Kaggle's are"
     return ids | {"rsna patient": labels["patientId"].iloc[3].encode()}
+
+
+def failing_with(names: list[str]) -> Callable[[Config, Path | None], Iterator[Record]]:
+    """A trial whose error, in the arm that fails, speaks of patients, studies and images."""
+
+    # Within a function it travels to Ray's workers by value: they cannot import this file.
+    def trial(config: Config, folder: Path | None) -> Iterator[Record]:
+        for record in run_trial(config, folder):
+            yield record
+            if config.training.pairs_per_batch == 12:
+                raise ValueError(f"cannot read p{names[0]}/{', '.join(names)}")
+
+    return trial
 
 
 @pytest.mark.slow
@@ -168,7 +184,9 @@ def test_a_whole_sweep_leaks_no_canary(executor: str, tmp_path: Path, monkeypatc
     output = io.StringIO()
     try:
         code = run_sweep("guarded.yaml", executor=executor, jobs=1,  # type: ignore[arg-type]
-                         project=project, console=Console(file=output, width=200))
+                         project=project, console=Console(file=output, width=200),
+                         trial_function=failing_with([canary.decode() for name, canary in canaries.items()
+                                                      if name.startswith(("patient", "study", "image", "rsna"))]))
         assert code == UNFINISHED_CODE, "one arm is finished, and one failed with a traceback"
         place = TrackingPlace.of_project(project)
         make_results(place.uri, place.experiment, project / "results", studies=["guarded"])
@@ -183,6 +201,7 @@ def test_a_whole_sweep_leaks_no_canary(executor: str, tmp_path: Path, monkeypatc
         assert found == []
         tracked = [path.name for path in (project / "mlartifacts").rglob("*") if path.is_file()]
         assert "config.yaml" in tracked and "traceback.txt" in tracked
+        assert "cannot read withheld/withheld, withheld" in output.getvalue(), "the reason is told, without ids"
     finally:
         shutil.rmtree(ray_folder, ignore_errors=True)
 

@@ -135,7 +135,9 @@ def test_captions_that_are_none() -> None:
         assert caption({"impression": "Normal chest."}, behaviour) is None
         assert caption({"comparison": "None of the earlier films."}, behaviour) is None
         assert caption({"impression": "Normal chest film."}, behaviour) == "normal chest film"
-        assert caption({"last paragraph": "Normal chest film."}, behaviour) == "normal chest film"
+    # The published program drops reports with neither section.
+    assert caption({"last paragraph": "Normal chest film."}, "corrected") == "normal chest film"
+    assert caption({"last paragraph": "Normal chest film."}, "released") is None
 
 
 def test_joining_of_prompts() -> None:

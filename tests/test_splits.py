@@ -10,25 +10,24 @@ import numpy as np
 import pandas as pd
 import pytest
 from oracle_world import make_world, small_config
+from sklearn.model_selection import train_test_split
 
 from medst.config import DataConfig, override
+from medst.data.published_splits import published_rsna_split
 from medst.data.readers.nih import as_nih_patients, read_nih_patients
 from medst.data.readers.tables import DataError
 from medst.data.splits import (
     HELD_OUT,
+    NO_CAPTION,
     describe_splits,
     evaluation_patients,
     identifies_patients,
     overlaps,
     patient_fingerprint,
-    published_covidx_rows,
-    published_rsna_rows,
-    with_held_out_patients,
+    seen_by_trial,
 )
 from medst.data.store import Store
 from medst.evaluation.contamination import contamination, standing
-from medst.evaluation.covidx_linear import published_rows
-from medst.evaluation.rsna_zero_shot import published_test_rows
 from medst.model.lineage import Lineage, exposures, write_lineage
 
 RELEASED = DataConfig(evaluation_patients="released")
@@ -39,8 +38,10 @@ def leaky_store() -> tuple[Store, set[str]]:
     store = make_world().store
     assert store.mimic is not None and store.ms_cxr_t is not None and store.ms_cxr is not None
     # The made world judges nearly everybody; a few are enough.
-    store = replace(store, ms_cxr_t=replace(store.ms_cxr_t, pairs=store.ms_cxr_t.pairs.head(20)),
-                    ms_cxr=replace(store.ms_cxr, table=store.ms_cxr.table.head(4)))
+    pairs, boxes = store.ms_cxr_t.pairs.head(20), store.ms_cxr.table.head(4)
+    boxed = store.mimic.views.loc[store.mimic.views["image"].isin(boxes["image"]), "subject_id"]
+    store = replace(store, ms_cxr_t=replace(store.ms_cxr_t, pairs=pairs, patients=frozenset(pairs["subject_id"])),
+                    ms_cxr=replace(store.ms_cxr, table=boxes, patients=frozenset(boxed)))
     assert store.mimic is not None and store.ms_cxr_t is not None
     studies = store.mimic.studies.copy()
     judged = set(store.ms_cxr_t.pairs["subject_id"].astype(str))
@@ -59,7 +60,7 @@ def trained(store: Store) -> set[str]:
 def test_corrected_training_knows_no_patient_that_is_judged() -> None:
     store, judged = leaky_store()
     assert trained(store) & judged and trained(store) - judged and set(overlaps(store)) >= {"MS-CXR-T"}
-    seen = with_held_out_patients(store, DataConfig())
+    seen = seen_by_trial(store, DataConfig())
     for name, patients in evaluation_patients(store).items():
         assert not trained(seen) & patients, name
     assert not overlaps(seen)
@@ -74,16 +75,45 @@ def test_corrected_training_knows_no_patient_that_is_judged() -> None:
 
 def test_released_training_and_a_clean_store_stay_as_they_are() -> None:
     store, _ = leaky_store()
-    assert with_held_out_patients(store, RELEASED) is store
-    seen = with_held_out_patients(store, DataConfig())
-    assert with_held_out_patients(seen, DataConfig()) is seen
+    assert seen_by_trial(store, RELEASED) is store
+    seen = seen_by_trial(store, DataConfig())
+    assert seen_by_trial(seen, DataConfig()) is seen
+
+
+def test_patients_are_judged_also_where_their_images_are_not_in_the_store() -> None:
+    store, _ = leaky_store()
+    assert store.ms_cxr_t is not None
+    absent = sorted(trained(store) - store.ms_cxr_t.patients)[0]
+    partial = replace(store, ms_cxr_t=replace(store.ms_cxr_t, patients=store.ms_cxr_t.patients | {absent}))
+    assert absent in trained(seen_by_trial(store, DataConfig()))
+    assert absent not in trained(seen_by_trial(partial, DataConfig()))
+
+
+def test_a_trial_sees_the_studies_that_have_a_caption_in_its_cleaning() -> None:
+    store, _ = leaky_store()
+    assert store.mimic is not None
+    studies = store.mimic.studies.copy()
+    rows = studies.index[studies["split"] == "train"][:5]
+    studies.loc[rows, "report_released"] = ""
+    store = replace(store, mimic=replace(store.mimic, studies=studies))
+    seen = seen_by_trial(store, DataConfig(report_text="released", evaluation_patients="released"))
+    assert seen.mimic is not None
+    assert seen.mimic.studies.index[seen.mimic.studies["split"] == NO_CAPTION].tolist() == rows.tolist()
+    assert seen_by_trial(store, RELEASED) is store
+
+
+def test_covid_chestxray_and_covidx_share_images() -> None:
+    store, config = make_world().store, small_config()
+    assert "COVIDx" not in contamination(store, config)
+    assert "COVIDx" in contamination(replace(store, corpus="covid-chestxray"), config)
+    assert "COVIDx" not in contamination(replace(store, corpus="covid-chestxray", covidx=None), config)
 
 
 def test_the_mark_says_which_patients_were_trained_on() -> None:
     store, _ = leaky_store()
     config = small_config()
-    assert contamination(with_held_out_patients(store, config.data), config) == ""
-    assert "contamination" not in standing(with_held_out_patients(store, config.data), config)
+    assert contamination(seen_by_trial(store, config.data), config) == ""
+    assert "contamination" not in standing(seen_by_trial(store, config.data), config)
     reason = contamination(store, override(config, {"data.evaluation_patients": "released"}))
     counts = overlaps(store)
     assert counts and all(f"{count} of {name}" in reason for name, count in counts.items())
@@ -119,7 +149,7 @@ def test_a_saved_model_says_what_it_was_trained_on(tmp_path: Path) -> None:
 
 def test_every_part_is_described_with_its_hash() -> None:
     store, _ = leaky_store()
-    seen = with_held_out_patients(store, DataConfig())
+    seen = seen_by_trial(store, DataConfig())
     parts = {(split.data_set, split.part): split for split in describe_splits(seen)}
     assert parts["MIMIC-CXR", "train"].num_shared == 0
     assert parts["MIMIC-CXR", "train"].fingerprint == patient_fingerprint(trained(seen))
@@ -138,18 +168,25 @@ def test_hashes_of_patients_ignore_order_and_repetition() -> None:
     assert patient_fingerprint(["b", "a", "a"]) == patient_fingerprint(["a", "b"]) != patient_fingerprint(["ab"])
 
 
-def test_the_published_splits_are_rebuilt() -> None:
-    parts = published_rsna_rows(1000)
-    assert [len(parts[part]) for part in ("train", "validate", "test")] == [700, 150, 150]
-    np.testing.assert_array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(1000))
-    np.testing.assert_array_equal(parts["test"], published_test_rows(1000))
-    rows = published_covidx_rows(500)
-    train, validate = published_rows(500, 1.0)
-    np.testing.assert_array_equal(rows["train"], train)
-    np.testing.assert_array_equal(rows["validate"], validate)
-    assert len(validate) == 100
-    # As scikit-learn draws them with random_state 0: numpy's old generator, a fixed sequence.
-    np.testing.assert_array_equal(validate[:5], np.random.RandomState(0).permutation(500)[:5])
+@pytest.mark.parametrize("num_images", [7, 159, 1003])
+def test_the_published_rsna_split_is_rebuilt(num_images: int) -> None:
+    names = [f"{number * 7919 % 65536:04x}" for number in range(num_images)]
+    ids = pd.Series(np.random.default_rng(1).permutation(names))
+    split = published_rsna_split(ids)
+    # As the published program: one row an id, by id; of the halves, the first is the test set.
+    table = pd.DataFrame({"patientId": ids}).groupby("patientId").size().reset_index()
+    train, rest = train_test_split(table, test_size=0.15 * 2, random_state=0)
+    test, validate = train_test_split(rest, test_size=0.5, random_state=0)
+    for name, part in (("train", train), ("validate", validate), ("test", test)):
+        assert set(ids[split == name]) == set(part["patientId"]), name
+
+
+def test_the_published_rsna_split_has_known_members() -> None:
+    """As the published program's own lines gave them for twenty ids."""
+    ids = pd.Series([f"{number:03d}" for number in range(20)])
+    split = published_rsna_split(ids)
+    assert ids[split == "test"].tolist() == ["008", "010", "018"]
+    assert ids[split == "validate"].tolist() == ["001", "017", "019"]
 
 
 def test_the_nih_mapping_joins_images_of_one_patient(tmp_path: Path) -> None:

@@ -80,11 +80,11 @@ def show_estimate(config: Config, store: Store) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from medst.data.splits import with_held_out_patients
+    from medst.data.splits import seen_by_trial
     from medst.data.tokenizer import build_tokenizer
     from medst.training.estimate import estimate
 
-    store = with_held_out_patients(store, config.data)
+    store = seen_by_trial(store, config.data)
     tokenizer = build_tokenizer(store, config.data, config.model.text.word_aggregation)
     table = Table(box=None, show_header=False, pad_edge=False)
     for title, value in estimate(config, store, tokenizer, Path.cwd()).rows():
@@ -166,7 +166,7 @@ def evaluate(
 
     from medst import evaluation
     from medst.config import parse_overrides
-    from medst.data.splits import with_held_out_patients
+    from medst.data.splits import seen_by_trial
     from medst.evaluation.contamination import contamination
     from medst.evaluation.judged import judged_config, open_judged
     from medst.training.device import require_device
@@ -185,7 +185,7 @@ def evaluate(
     model.to(config.training.device)
     tests = show_records(evaluation.evaluate(model, store, tokenizer, config, step=0), weights.name, protocol)
     show_reproduction(tests, protocol, out)
-    mark = contamination(with_held_out_patients(store, config.data), config)
+    mark = contamination(seen_by_trial(store, config.data), config)
     if mark:
         typer.echo(f"contaminated: {mark}")
 

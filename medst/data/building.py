@@ -50,7 +50,7 @@ from medst.data.workers import Workers
 
 LARGEST_UNREADABLE_SHARE = 0.02
 """Preparation stops where more images than this share cannot be read."""
-FORMAT = 2
+FORMAT = 3
 """Of the store on disk; stores of another format are made anew."""
 _ROWS_PER_CHUNK = 2_000
 
@@ -167,8 +167,11 @@ def _build(work: _Building) -> dict[str, Any]:
         work.problems += [(str(sources.corpus), "table", problem) for problem in corpus.problems]
         views, studies, is_readable = _write_corpus(work, corpus, captions, needed)
         steps.append(("studies with a readable frontal", len(studies)))
+        judged = _judged_patients(corpus, ms_cxr_t, ms_cxr)
         selection = count_selection(corpus.images, corpus.studies, captions.has_caption, is_readable,
-                                    _evaluated_patients(corpus, ms_cxr_t, ms_cxr))
+                                    frozenset().union(*judged.values()))
+        for name, patients in judged.items():
+            work.write_table(f"{name}_patients", pd.DataFrame({"subject_id": sorted(patients)}, dtype="str"))
         if ms_cxr_t is not None:
             work.problems += [("ms-cxr-t", "table", problem) for problem in ms_cxr_t.problems]
             _write_ms_cxr_t(work, ms_cxr_t, views, corpus.studies)
@@ -246,12 +249,14 @@ def _referenced_images(ms_cxr_t: MsCxrT | None, ms_cxr: MsCxr | None) -> frozens
     return frozenset(ids)
 
 
-def _evaluated_patients(corpus: Corpus, ms_cxr_t: MsCxrT | None, ms_cxr: MsCxr | None) -> frozenset[str]:
-    patients = set() if ms_cxr_t is None else set(ms_cxr_t.pairs["subject_id"])
+def _judged_patients(corpus: Corpus, ms_cxr_t: MsCxrT | None, ms_cxr: MsCxr | None) -> dict[str, frozenset[str]]:
+    """By table upon MIMIC-CXR, its patients, whether or not their images are there."""
+    found = {}
+    if ms_cxr_t is not None:
+        found["ms_cxr_t"] = frozenset(ms_cxr_t.pairs["subject_id"])
     if ms_cxr is not None:
-        is_named = corpus.images["dicom_id"].isin(ms_cxr.boxes["dicom_id"])
-        patients.update(corpus.images.loc[is_named, "subject_id"])
-    return frozenset(patients)
+        found["ms_cxr"] = frozenset(ms_cxr.boxes["dicom_id"].map(corpus.referenced).dropna())
+    return found
 
 
 def _require_space(work: _Building, num_images: int) -> None:
@@ -377,7 +382,8 @@ def _write_rsna(work: _Building, images: pd.DataFrame) -> None:
     is_stated = frame["stated_view"].isin(FRONTAL_VIEWS)
     frame["patient_id"] = as_nih_patients(frame["patient_id"], _nih_patients(work))
     frame = frame.assign(boxes=fractions, view=frame["stated_view"].where(is_stated, "PA"), is_view_stated=is_stated)
-    work.write_table("rsna", frame[["image", "patient_id", "target", "boxes", "view", "is_view_stated"]])
+    work.write_table("rsna", frame[["image", "patient_id", "target", "boxes", "view", "is_view_stated",
+                                    "published_split"]])
 
 
 def _write_covidx(work: _Building, images: pd.DataFrame) -> None:
@@ -390,7 +396,8 @@ def _write_covidx(work: _Building, images: pd.DataFrame) -> None:
     if num_twins:
         work.problems.append(("covidx", "table", f"{num_twins} images are the same radiograph as an earlier one under "
                                                  "another patient id; their patients count as one"))
-    work.write_table("covidx", frame[["image", "patient_id", "label", "source", "split"]])
+    work.write_table("covidx", frame[["image", "patient_id", "label", "source", "split", "published_split",
+                                      "published_order", "published_percent"]])
 
 
 def _nih_patients(work: _Building) -> dict[str, str]:

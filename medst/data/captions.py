@@ -40,18 +40,18 @@ class Captions:
 
     @property
     def is_usable(self) -> np.ndarray:
-        """(n,) bool: a caption in both behaviours, so that both see the same pairs."""
-        return np.logical_and.reduce(self.has_caption, axis=1)
+        """(n,) bool: a caption in either behaviour; a trial sees those of its own."""
+        return np.logical_or.reduce(self.has_caption, axis=1)
 
     def read(self, rows: np.ndarray) -> pd.DataFrame:
-        """Captions of some studies, in their order."""
+        """Captions of some studies, in their order; empty where a behaviour leaves none."""
         frame = pd.DataFrame({name: pd.Series("", range(len(rows)), dtype="str") for name in COLUMNS})
         texts = {name: np.empty(len(rows), dtype=object) for name in COLUMNS}
         for number in np.unique(self.part[rows]):
             is_here = self.part[rows] == number
             table = pd.read_parquet(_part_path(self.folder, int(number)), columns=list(COLUMNS))
             for name in COLUMNS:
-                texts[name][is_here] = table[name].to_numpy(dtype=object)[self.place[rows][is_here]]
+                texts[name][is_here] = table[name].fillna("").to_numpy(dtype=object)[self.place[rows][is_here]]
         return frame.assign(**{name: pd.Series(values, dtype="str") for name, values in texts.items()})
 
 

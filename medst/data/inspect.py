@@ -157,7 +157,7 @@ def _describe_studies(studies: pd.DataFrame, views: pd.Series) -> list[str]:
         (behaviour, " ".join(f"{value:>6.1f}" for value in (
             *np.quantile(words, [0.05, 0.5]), words.mean(), np.quantile(words, 0.95), words.max())))
         for behaviour in ("released", "corrected")
-        for words in [np.array([len(caption.split()) for caption in studies[f"report_{behaviour}"]])]])
+        for words in [np.array([len(text.split()) for text in studies[f"report_{behaviour}"] if text])] if len(words)])
     lines += _section("Labels: positive, uncertain, negative, not mentioned (positive in MIMIC-CXR-JPG)", [
         (name, " ".join(f"{share:>6.1%}" for share in (
             (label == 1).mean(), (label == -1).mean(), (label == 0).mean(), label.isna().mean()))

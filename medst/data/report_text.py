@@ -6,7 +6,8 @@ Cleaning has two behaviours. ``released`` is that of the published program: a se
 (so '2.5 cm' and 'Dr. Smith' are cut), words are runs of letters, digits and '_', what is not ASCII is
 dropped, as are sentences of one word. ``corrected`` ends sentences where they end, keeps decimals with
 their unit, and keeps sentences of one word ('Pneumothorax.'). Both are lower case and without punctuation,
-and both demand three words of a caption, so that switching changes words and hardly the set of studies.
+and both demand three words of a caption. A report with neither impression nor findings is no caption to the
+published program; in ``corrected`` its last paragraph is.
 
 The mask '___' of de-identified text stays in released captions (it is a run of '_'). Corrected ones drop
 it: no image shows what it hides, and WordPiece spends three tokens of a short caption on it.
@@ -133,10 +134,10 @@ def _add(sections: dict[str, str], name: str, block: str) -> None:
 def caption(sections: Mapping[str, str], behaviour: Behaviour) -> str | None:
     """The text that a model reads: the cleaned impression, then the findings.
 
-    Without both, it is the last paragraph. None where fewer than three words are left.
+    Without both, it is the last paragraph (corrected only). None where fewer than three words are left.
     """
     parts = [sections[name] for name in ("impression", "findings") if name in sections]
-    if not parts and "last paragraph" in sections:
+    if not parts and behaviour == "corrected" and "last paragraph" in sections:
         parts = [sections["last paragraph"]]
     cleaned = " ".join(text for part in parts if (text := clean(part, behaviour)))
     return cleaned if len(cleaned.split()) >= FEWEST_WORDS else None

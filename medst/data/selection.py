@@ -2,9 +2,10 @@
 
 What lives here: the counts. What must not: the selection of a trial itself (`loader`).
 
-`as published`: every frontal image of the training split with a caption is a pair, and windows are cut of images.
-`corrected`: every study is one pair, windows are cut of studies, and patients on whom the model is judged (MS-CXR-T,
-MS-CXR) are left out.
+`as published`: every frontal image of the training split with a caption is a pair, and windows are cut of images; a
+report with neither impression nor findings has none.
+`corrected`: every study is one pair, its caption the last paragraph where it has neither; windows are cut of studies,
+and patients on whom the model is judged (MS-CXR-T, MS-CXR) are left out.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ def count_selection(images: pd.DataFrame, studies: pd.DataFrame, has_caption: np
         evaluated: patients of MS-CXR-T and MS-CXR.
     """
     facts = studies[["study_id", "split"]].assign(
-        released=has_caption[:, 0], both=has_caption[:, 0] & has_caption[:, 1])
+        released=has_caption[:, 0], corrected=has_caption[:, 1])
     table = images[["study_id", "subject_id", "view"]].merge(facts, on="study_id", how="left")
     has_study = table["split"].notna().to_numpy()
     is_frontal = table["view"].isin(FRONTAL_VIEWS).to_numpy()
     is_train = (table["split"] == "train").to_numpy()
     has_frontal = table["study_id"].isin(table.loc[is_frontal & is_readable, "study_id"]).to_numpy()
-    released, both = ((table[name] == True).to_numpy() for name in ("released", "both"))  # noqa: E712 (may be missing)
+    # A study without a row in the table has none.
+    released, corrected = (table[name].eq(True).to_numpy() for name in ("released", "corrected"))
     common = [("with a frontal or lateral view", np.ones(len(table), dtype=bool)), ("readable", is_readable),
               ("of a study in the split file", has_study)]
     return {
@@ -50,7 +52,7 @@ def count_selection(images: pd.DataFrame, studies: pd.DataFrame, has_caption: np
             ("training split", is_train)], by_study=False),
         "corrected": _count(table, [
             *common, ("of a study with a frontal", has_frontal),
-            ("with a caption of three words or more in both cleanings", both), ("training split", is_train),
+            ("with a caption of three words or more", corrected), ("training split", is_train),
             ("patients without MS-CXR-T and MS-CXR", ~table["subject_id"].isin(evaluated).to_numpy())],
             by_study=True),
     }

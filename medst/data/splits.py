@@ -4,18 +4,16 @@ Splits are by patient. Two data sets need care. RSNA's Kaggle files name images,
 collection may stand under several ids, and only the mapping that RSNA published tells (readers/nih.py reads it where it
 is given). COVIDx draws on several sources: an image from RSNA carries RSNA's id, so the same mapping serves it.
 
-What lives here: the choice of training patients, the published random splits, the description of all splits. What must
-not: opening of stores, reading of raw files.
+What lives here: which studies a trial sees, the description of all splits. What must not: opening of stores, reading of
+raw files, the drawing of the published random splits (published_splits.py).
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
 
 from medst.config import DataConfig
@@ -24,6 +22,8 @@ from medst.data.store import Store
 
 HELD_OUT = "held out"
 """Split of studies which the official split trains on and `data.evaluation_patients=corrected` does not."""
+NO_CAPTION = "no caption"
+"""Split of studies to whose report `data.report_text` leaves no caption."""
 
 RSNA_NOTE = ("the Kaggle files do not identify patients: parts may share some; the mapping "
              "pneumonia-challenge-dataset-mappings_2018.json in rsna/ tells")
@@ -52,32 +52,38 @@ def patient_fingerprint(patients: Iterable[object]) -> str:
 
 
 def evaluation_patients(store: Store) -> dict[str, frozenset[str]]:
-    """MIMIC-CXR patients on whom tasks are judged, by where they come from: official test split, MS-CXR-T, MS-CXR."""
+    """MIMIC-CXR patients on whom tasks are judged, by where they come from: official test split, MS-CXR-T, MS-CXR.
+
+    Of the two tables all patients, also those whose images the store lacks.
+    """
     if store.mimic is None:
         return {}
-    studies, views = store.mimic.studies, store.mimic.views
+    studies = store.mimic.studies
     found = {"the official test split": _patients(studies.loc[studies["split"] == "test", "subject_id"])}
     if store.ms_cxr_t is not None:
-        found["MS-CXR-T"] = _patients(store.ms_cxr_t.pairs["subject_id"])
+        found["MS-CXR-T"] = store.ms_cxr_t.patients
     if store.ms_cxr is not None:
-        found["MS-CXR"] = _patients(views.loc[views["image"].isin(store.ms_cxr.table["image"]), "subject_id"])
+        found["MS-CXR"] = store.ms_cxr.patients
     return found
 
 
-def with_held_out_patients(store: Store, data: DataConfig) -> Store:
-    """The store as a trial of `data` sees it: `corrected`, no training study belongs to a patient that is judged.
+def seen_by_trial(store: Store, data: DataConfig) -> Store:
+    """The store as a trial of `data` sees it.
 
-    Such studies get the split HELD_OUT. Where there are none, and with `released`, the store itself comes back.
+    Studies to whose report `data.report_text` leaves no caption get the split NO_CAPTION; with
+    `data.evaluation_patients=corrected`, training studies of patients who are judged get the split HELD_OUT. Where
+    there are none of either, the store itself comes back.
     """
-    if store.mimic is None or data.evaluation_patients == "released":
+    if store.mimic is None:
         return store
     studies = store.mimic.studies
-    judged = frozenset().union(*evaluation_patients(store).values())
-    is_leak = (studies["split"] == "train") & studies["subject_id"].astype(str).isin(judged)
-    if not is_leak.any():
+    split = studies["split"].mask(studies[f"report_{data.report_text}"] == "", NO_CAPTION)
+    if data.evaluation_patients == "corrected":
+        judged = frozenset().union(*evaluation_patients(store).values())
+        split = split.mask((split == "train") & studies["subject_id"].astype(str).isin(judged), HELD_OUT)
+    if split.equals(studies["split"]):
         return store
-    studies = studies.assign(split=studies["split"].mask(is_leak, HELD_OUT))
-    return replace(store, mimic=replace(store.mimic, studies=studies))
+    return replace(store, mimic=replace(store.mimic, studies=studies.assign(split=split)))
 
 
 def overlaps(store: Store) -> dict[str, int]:
@@ -107,40 +113,21 @@ def describe_splits(store: Store) -> list[Split]:
         is_boxed = views["image"].isin(store.ms_cxr.table["image"])
         found += _described("MS-CXR", {"test": views.loc[is_boxed, "subject_id"]})
     if store.rsna is not None:
-        patients = store.rsna.table["patient_id"]
-        note = "" if identifies_patients(patients) else RSNA_NOTE
-        found += _described("RSNA", {"test": patients}, note)
-        found += _described("RSNA as published", {
-            part: patients.iloc[rows] for part, rows in published_rsna_rows(len(patients)).items()}, note)
+        table = store.rsna.table
+        note = "" if identifies_patients(table["patient_id"]) else RSNA_NOTE
+        found += _described("RSNA", {"test": table["patient_id"]}, note)
+        found += _described("RSNA as published", _published_parts(table), note)
     if store.covidx is not None:
         table = store.covidx.table
         is_train = table["split"] == "train"
         train, test = table.loc[is_train, "patient_id"], table.loc[~is_train, "patient_id"]
         found += _described("COVIDx", {"train": train[~train.isin(test)], "test": test})
-        rows = published_covidx_rows(len(train))
-        found += _described("COVIDx as published", {**{part: train.iloc[own] for part, own in rows.items()},
-                                                     "test": test})
+        found += _described("COVIDx as published", _published_parts(table))
     return found
 
 
-def published_rsna_rows(num_images: int) -> dict[str, np.ndarray]:
-    """Rows of the published RSNA split, 70/15/15: 30 % set aside, then halved, both with random_state 0."""
-    train, rest = _random_split(np.arange(num_images), 0.3)
-    validate, test = _random_split(rest, 0.5)
-    return {"train": np.sort(train), "validate": np.sort(validate), "test": np.sort(test)}
-
-
-def published_covidx_rows(num_train: int) -> dict[str, np.ndarray]:
-    """Rows of the published COVIDx split among its training images, 80/20, random_state 0, in the order drawn."""
-    train, validate = _random_split(np.arange(num_train), 0.2)
-    return {"train": train, "validate": validate}
-
-
-def _random_split(rows: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """What scikit-learn's train_test_split with random_state 0 gives: `share`, rounded up, is set aside."""
-    order = rows[np.random.RandomState(0).permutation(len(rows))]
-    num_aside = math.ceil(share * len(rows))
-    return order[num_aside:], order[:num_aside]
+def _published_parts(table: pd.DataFrame) -> dict[str, pd.Series]:
+    return {part: table.loc[table["published_split"] == part, "patient_id"] for part in ("train", "validate", "test")}
 
 
 def identifies_patients(patients: pd.Series) -> bool:

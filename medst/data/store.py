@@ -55,8 +55,8 @@ class MimicStore:
     studies: pd.DataFrame
     """subject_id, study_id, time, split (train | validate | test), frontal (image row), frontal_view, other_frontals
     (image rows), lateral (image row or -1), lateral_view (empty where there is none), report_released,
-    report_corrected, sex (empty where unknown), age (NaN where unknown), label_<name> (1, 0, -1, NaN); indexed
-    0..n-1 by patient, time and study id."""
+    report_corrected (each empty where its cleaning leaves no caption, never both), sex (empty where unknown), age (NaN
+    where unknown), label_<name> (1, 0, -1, NaN); indexed 0..n-1 by patient, time and study id."""
     findings: pd.DataFrame | None
     """The phantom's truth, a row per finding and image: image, finding, severity, side, zone, is_lateral_only, and x,
     y, w, h as fractions of the square's side. For evaluation and inspection only, never for training."""
@@ -71,12 +71,16 @@ class MsCxrTStore:
     previous_study_id, and for each of the five findings improving | stable | worsening | None."""
     sentences: pd.DataFrame
     """sentence_1, sentence_2, category, subset_name."""
+    patients: frozenset[str]
+    """Subject ids of the whole table, also of pairs whose images are not in the store."""
 
 
 @dataclass(frozen=True)
 class MsCxrStore:
     table: pd.DataFrame
     """image (row of the MIMIC images), phrase, finding, x, y, w, h as fractions of the square's side; a row a box."""
+    patients: frozenset[str]
+    """Subject ids of the whole table, also of boxes whose image is not in the store."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class RsnaStore:
     """(N, S, S) uint8, memory-mapped."""
     table: pd.DataFrame
     """image, patient_id, target (0 | 1), boxes (arrays [x, y, w, h] as fractions of the side), view (PA where not
-    stated), is_view_stated."""
+    stated), is_view_stated, published_split (train | validate | test)."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ class CovidxStore:
     images: np.ndarray
     """(N, S, S) uint8, memory-mapped."""
     table: pd.DataFrame
-    """image, patient_id, label (normal | pneumonia | COVID-19), source, split (train | test)."""
+    """image, patient_id, label (normal | pneumonia | COVID-19), source, split (train | test),
+    published_split, published_order, published_percent (see `published_covidx_split`; `test`, 0, 0 of test images)."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +298,8 @@ def _staleness(path: Path, data: DataConfig) -> str | None:
 
 def _preparation_fingerprint() -> str:
     folder = Path(__file__).parent
-    names = ("building", "captions", "image_array", "images", "report_text", "sources", "twins", "workers")
+    names = ("building", "captions", "image_array", "images", "published_splits", "report_text", "sources", "twins",
+             "workers")
     return syntax_fingerprint([*sorted((folder / "readers").glob("*.py")), *(folder / f"{name}.py" for name in names)])
 
 
@@ -332,6 +338,9 @@ def _open(path: Path) -> Store:
     def images(name: str) -> np.ndarray:
         return np.load(path / f"{name}_images.npy", mmap_mode="r")
 
+    def patients(name: str) -> frozenset[str]:
+        return frozenset(table(f"{name}_patients")["subject_id"])
+
     def pairs() -> pd.DataFrame:
         # A column of words comes back with NaN for missing: here that is None.
         frame = table("ms_cxr_t_pairs")
@@ -350,8 +359,9 @@ def _open(path: Path) -> Store:
                          table("mimic_findings") if has_truth else None,
                          table("mimic_study_truth") if has_truth else None)
         if manifest["corpus"] else None,
-        ms_cxr_t=MsCxrTStore(pairs(), table("ms_cxr_t_sentences")) if "ms-cxr-t" in present else None,
-        ms_cxr=MsCxrStore(table("ms_cxr")) if "ms-cxr" in present else None,
+        ms_cxr_t=MsCxrTStore(pairs(), table("ms_cxr_t_sentences"), patients("ms_cxr_t"))
+        if "ms-cxr-t" in present else None,
+        ms_cxr=MsCxrStore(table("ms_cxr"), patients("ms_cxr")) if "ms-cxr" in present else None,
         rsna=RsnaStore(images("rsna"), table("rsna")) if "rsna" in present else None,
         covidx=CovidxStore(images("covidx"), table("covidx")) if "covidx" in present else None,
     )

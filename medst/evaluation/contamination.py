@@ -19,13 +19,15 @@ def contamination(store: Store, config: Config) -> str:
     """Why results of `config` on `store` may be contaminated, in one line; empty where they are not.
 
     Args:
-        store: as the trial sees it (`data.splits.with_held_out_patients`).
+        store: as the trial sees it (`data.splits.seen_by_trial`).
     """
     shared = overlaps(store)
     reasons = []
     if shared:
         counts = ", ".join(f"{count} of {name}" for name, count in shared.items())
         reasons.append(f"training patients are judged ({counts})")
+    if store.corpus == "covid-chestxray" and store.covidx is not None:
+        reasons.append("training images may be judged (COVIDx draws on covid-chestxray-dataset and Figure1)")
     reasons += exposures(config.model, store.fingerprint)
     return "; ".join(reasons)
 

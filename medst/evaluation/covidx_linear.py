@@ -2,8 +2,8 @@
 
 Three classes (normal, pneumonia, COVID-19), judged on the official test split.
 
-- as published: 20 % of the training images (random_state 0, not by patient) are the validation set; of the others
-  1, 10 or 100 % (random_state 42) are used; AdamW (5e-4, weight decay 1e-6), batches of 96, up to 200 epochs, stopped
+- as published: 20 % of the training images (not by patient) are the validation set; of the others 1, 10 or 100 % are
+  used (data/published_splits.py); AdamW (5e-4, weight decay 1e-6), batches of 96, up to 200 epochs, stopped
   after 10 without a better validation loss, weights of the best epoch: `accuracy_as_published`.
 - corrected: training images of patients that also stand in the test split are left out; the fraction is drawn within
   each class (random_state 42); the penalty of a class-balanced logistic regression on standardised features is
@@ -18,9 +18,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import pandas as pd
 from scipy.special import softmax
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+from sklearn.model_selection import StratifiedGroupKFold
 
+from medst.data.published_splits import PUBLISHED_PERCENTS
 from medst.evaluation.context import EvaluationContext, skipped
 from medst.evaluation.metrics import balanced_accuracy, log_loss, macro_auroc, margins
 from medst.evaluation.predictions import prediction_frame, prediction_table
@@ -29,8 +31,6 @@ from medst.records import Facts, Record
 
 TASK = "covidx_linear"
 CLASSES = ("normal", "pneumonia", "COVID-19")
-FRACTIONS = {"1": 0.01, "10": 0.1, "100": 1.0}
-"""Per cent of the labels, as in the names of the metrics -> fraction."""
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """Inverse penalties among which the corrected protocol chooses on its validation split."""
 _MIN_VALIDATION_PATIENTS = 5
@@ -76,13 +76,17 @@ def train_linear_layer(features: np.ndarray, labels: np.ndarray, validation_feat
     return best
 
 
-def published_rows(num_train: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the published training subset and of its validation set, among `num_train` training images."""
-    train, validation = train_test_split(np.arange(num_train), test_size=0.2, random_state=0)
-    if fraction < 1.0:
-        size = max(1, round(fraction * len(train)))
-        train = np.random.default_rng(42).choice(train, size, replace=False)
-    return train, validation
+def published_rows(train: pd.DataFrame, percent: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the published training subset and of its validation set, each in the order drawn.
+
+    Args:
+        train: the training images, as `CovidxStore.table` has them.
+        percent: of PUBLISHED_PERCENTS.
+    """
+    drawn = np.argsort(train["published_order"].to_numpy(), kind="stable")
+    is_train = (train["published_split"] == "train").to_numpy()[drawn]
+    is_sampled = is_train & (train["published_percent"] <= percent).to_numpy()[drawn]
+    return drawn[is_sampled], drawn[~is_train]
 
 
 def corrected_rows(labels: np.ndarray, fraction: float) -> np.ndarray:
@@ -137,15 +141,16 @@ def covidx_linear(context: EvaluationContext) -> Iterator[Record]:
     facts: dict[str, object] = {f"{TASK}.num_train": len(train), f"{TASK}.num_test": len(test),
                                 f"{TASK}.num_train_of_test_patients": len(train) - len(clean)}
     frames = []
-    for name, fraction in FRACTIONS.items():
-        rows, validation = published_rows(len(train), fraction)
+    for percent in PUBLISHED_PERCENTS:
+        name = str(percent)
+        rows, validation = published_rows(train, percent)
         weights = train_linear_layer(features[rows], labels[rows], features[validation], labels[validation],
                                      len(CLASSES))
         logits = _with_bias(test_features) @ weights
         values[f"{name}/accuracy_as_published"] = float(np.mean(logits.argmax(axis=1) == test_labels))
         outcomes = {"as_published": softmax(logits, axis=1)}
 
-        rows = clean[corrected_rows(labels[clean], fraction)] if len(clean) else clean
+        rows = clean[corrected_rows(labels[clean], percent / 100)] if len(clean) else clean
         facts[f"{TASK}.{name}_percent.num_labels"] = len(rows)
         if len(np.unique(labels[rows])) < len(CLASSES):
             facts[f"skipped.{TASK}.{name}_percent.corrected"] = "a class occurs in test patients only"

@@ -4,8 +4,8 @@ The score is the cosine with the prompts for minus the cosine with those against
 is chosen.
 
 - as published: four prompts for and four against, on each side the projections averaged before they are brought to
-  unit length; AUROC of the decisions (which is their balanced accuracy) on the last 15 % of a 70/15/15 split of the
-  images with random_state 0: `auroc_as_published`.
+  unit length; AUROC of the decisions (which is their balanced accuracy) on the published test split, 15 % of the
+  images (data/published_splits.py): `auroc_as_published`.
 - corrected: the ensemble of prompts of the other findings' zero-shot, unit embeddings averaged; AUROC of the scores, F1
   and balanced accuracy of the decisions, on all RSNA images. None of them is trained or selected on, so that all of
   them are test images.
@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from medst.evaluation.context import EvaluationContext, skipped
 from medst.evaluation.metrics import UndefinedMetricError, auroc, balanced_accuracy, f1
@@ -26,13 +25,6 @@ from medst.evaluation.zero_shot import prompt_direction_as_published, prompt_sco
 from medst.records import Facts, Record
 
 TASK = "rsna_zero_shot"
-
-
-def published_test_rows(num_images: int) -> np.ndarray:
-    """Rows of the published test split: 70 % set aside, the rest halved, both with random_state 0."""
-    _, rest = train_test_split(np.arange(num_images), test_size=0.3, random_state=0)
-    _, test = train_test_split(rest, test_size=0.5, random_state=0)
-    return np.sort(test)
 
 
 def rsna_zero_shot(context: EvaluationContext) -> Iterator[Record]:
@@ -55,7 +47,7 @@ def rsna_zero_shot(context: EvaluationContext) -> Iterator[Record]:
         return
     frames = [prediction_frame(example=np.arange(len(labels)), group=groups, label=labels, score=scores,
                                finding="pneumonia", traits=table)]
-    test = published_test_rows(len(labels))
+    test = np.flatnonzero(table["published_split"] == "test")
     published = prompt_scores(context, images[test], PNEUMONIA_AS_PUBLISHED, prompt_direction_as_published) > 0
     try:
         values["auroc_as_published"] = auroc(labels[test], published.astype(np.int64))

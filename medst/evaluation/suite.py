@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 
 from medst.config import Config, nearest
-from medst.data.splits import with_held_out_patients
+from medst.data.splits import seen_by_trial
 from medst.data.store import Store
 from medst.data.tokenizer import Tokenizer
 from medst.evaluation.context import EvaluationContext, Evaluator, skipped
@@ -67,7 +67,7 @@ def evaluate(model: JointModel, store: Store, tokenizer: Tokenizer, config: Conf
 
 def _records(model: JointModel, store: Store, tokenizer: Tokenizer, config: Config, step: int) -> Iterator[Record]:
     device = torch.device(config.training.device)
-    store = with_held_out_patients(store, config.data)
+    store = seen_by_trial(store, config.data)
     was_training = model.training
     model.eval()
     context = EvaluationContext(model, store, tokenizer, config, device, step,

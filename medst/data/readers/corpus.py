@@ -77,6 +77,8 @@ class Corpus:
     """What was left out, with the number of rows."""
     notes: tuple[str, ...] = field(default=())
     """What a user must know about the meaning of the tables."""
+    referenced: Mapping[str, str] = field(default_factory=dict)
+    """Dicom id -> patient of the images that tables upon this corpus name, also of those that are not there."""
 
 
 def blocks_of(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

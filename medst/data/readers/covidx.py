@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from medst.data.published_splits import published_covidx_split
 from medst.data.readers.corpus import first_file
 from medst.data.readers.tables import DataError
 
@@ -25,8 +26,9 @@ class Covidx:
     """Images of both splits."""
 
     images: pd.DataFrame
-    """patient_id, label, source, split (train | test), path, table, row (of the split file, from 0); in file order,
-    training images first."""
+    """patient_id, label, source, split (train | test), path, table, row (of the split file, from 0), published_split,
+    published_order, published_percent (of training images, see `published_covidx_split`; `test`, 0, 0 of test images);
+    in file order, training images first."""
     problems: tuple[str, ...]
     """Lines that were left out, with the reason."""
 
@@ -86,6 +88,9 @@ def read_covidx(folder: str | Path, version: str = "9A", tables: str | Path | No
         if others:
             raise DataError(f"{tables / name}: classes {', '.join(others)}; the evaluation needs the three classes "
                             f"{', '.join(CLASSES)} of the A files (9A is the published one), not a two-class file")
+        drawn = ({"published_split": "test", "published_order": 0, "published_percent": 0} if split == "test"
+                 else dict(published_covidx_split(len(part))))
+        part = part.assign(**drawn)
         is_repeated = part["file"].duplicated()
         if is_repeated.any():
             problems.append(f"{name}: {int(is_repeated.sum())} repeated file names are left out")
@@ -94,4 +99,5 @@ def read_covidx(folder: str | Path, version: str = "9A", tables: str | Path | No
         parts.append(part.assign(split=split, table=name, path=[
             first_file([folder / split, folder / "images", folder], [file]) for file in part["file"]]))
     images = pd.concat(parts, ignore_index=True)
-    return Covidx(images[["patient_id", "label", "source", "split", "path", "table", "row"]], tuple(problems))
+    return Covidx(images[["patient_id", "label", "source", "split", "path", "table", "row", "published_split",
+                          "published_order", "published_percent"]], tuple(problems))

@@ -91,6 +91,8 @@ def read_mimic_cxr(images_folder: str | Path, reports: str | Path, tables: str |
     metadata, problems = _read_metadata(tables)
     steps = [("images in the metadata", len(metadata))]
     layout = _find_layout(jpg, metadata)
+    is_named = metadata["dicom_id"].isin(known_frontals)
+    referenced = dict(zip(metadata.loc[is_named, "dicom_id"], metadata.loc[is_named, "subject_id"], strict=True))
     if is_partial:
         metadata = metadata[[Path(path).is_file() for path in layout.paths(metadata)]]
         steps.append(("images that are there", len(metadata)))
@@ -118,7 +120,7 @@ def read_mimic_cxr(images_folder: str | Path, reports: str | Path, tables: str |
     studies = studies.merge(labels, on="study_id", how="left", validate="one_to_one")
     studies = studies.sort_values(["subject_id", "time", "study_id"]).reset_index(drop=True)
     return Corpus(images.drop(columns="time"), studies, find_reports(Path(reports)), partial(_Layout.paths, layout),
-                  METADATA, tuple(steps), tuple(problems), tuple(notes))
+                  METADATA, tuple(steps), tuple(problems), tuple(notes), referenced)
 
 
 def group_views(images: pd.DataFrame) -> pd.DataFrame:

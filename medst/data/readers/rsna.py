@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from medst.data.published_splits import published_rsna_split
 from medst.data.readers.tables import find_table, numbers, read_table, refuse_rows
 
 ORIGIN = ("the RSNA Pneumonia Detection Challenge, stage 2 "
@@ -22,8 +23,8 @@ class Rsna:
     """Images with their target and boxes."""
 
     images: pd.DataFrame
-    """patient_id, target (0 | 1), boxes (list of [x, y, w, h] in pixels), path, row (first one in the table, from 0);
-    in order of first appearance."""
+    """patient_id, target (0 | 1), boxes (list of [x, y, w, h] in pixels), path, row (first one in the table, from 0),
+    published_split (train | validate | test); in order of first appearance."""
     problems: tuple[str, ...]
     """Rows that were left out, with the reason."""
 
@@ -63,4 +64,5 @@ def read_rsna(folder: str | Path, tables: str | Path | None = None) -> Rsna:
         "path": [str(folder / "stage_2_train_images" / f"{patient}.dcm") for patient in boxes],
         "row": frame.index[~frame["patientId"].duplicated()]})
     images.insert(1, "target", images["boxes"].map(bool).astype("int64"))
+    images["published_split"] = published_rsna_split(images["patient_id"])
     return Rsna(images, tuple(problems))
