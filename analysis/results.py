@@ -155,7 +155,7 @@ def _audit_unit(sources: Sequence[StudySource], code: str, uri: str, experiment:
                 _logger(sources[0].name, uri, experiment))
 
 
-def _logger(study: str, uri: str, experiment: str) -> Callable[[Path], None]:
+def _logger(study: str, uri: str, experiment: str) -> Callable[[Path], object]:
     """Tracks files under `results/tables` and `results/figures` of the study's run."""
     return lambda folder: tracking.log_study_artifacts(study, folder, uri, experiment)
 

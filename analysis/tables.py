@@ -248,10 +248,11 @@ def _shared(study: Study, key: str) -> tuple[dict[int, float], dict[int, str]]:
     """Seed -> value and run, of what is no arm's but tracked by some trial of each seed: the reference's if it can."""
     plan = study.plan
     order = [plan.reference, *(arm for arm in plan.arms if arm != plan.reference)]
-    scores = study.scores(key)[order].bfill(axis=1).iloc[:, 0].dropna()
+    scores = study.scores(key)[order].bfill(axis=1).iloc[:, 0].tolist()
     found = study.run_ids(key)
     runs = {seed: run for arm in reversed(order) for seed, run in found[arm].items()}
-    return {int(seed): float(value) for seed, value in scores.items()}, {int(seed): runs[seed] for seed in scores.index}
+    values = {seed: value for seed, value in zip(plan.seeds, scores, strict=True) if not math.isnan(value)}
+    return values, {seed: runs[seed] for seed in values}
 
 
 def _verdicts(study: Study) -> Iterator[Verdict]:

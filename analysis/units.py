@@ -40,7 +40,7 @@ class Unit:
     exhibits: tuple[paper.Exhibit, ...]
     make: Callable[[Part, Path], Made]
     """Fills the folder with one part."""
-    log: Callable[[Path], None]
+    log: Callable[[Path], object]
     """Tracks the files of a folder, which is laid out as the unit's files are inside the results or its root."""
 
     @property
