@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +20,12 @@ import pandas as pd
 import pytest
 from click.testing import Result
 from PIL import Image
-from raw_files import RawWriter, write_root
+from raw_files import RawWriter, write_dicom, write_root
 from typer.testing import CliRunner
 
 from medst.cli import app
 from medst.config import Config, DataConfig, load_config
-from medst.data import image_array
+from medst.data import building, image_array
 from medst.data.image_array import journal_of, write_array
 from medst.data.images import read_square
 from medst.data.inspect import describe_selection, inspect
@@ -295,6 +297,259 @@ def test_killed_at_any_moment_the_end_is_the_same_bit_for_bit(tmp_path: Path, re
     assert verify(out) == []
 
 
+# Files that change
+
+
+class Decoded(list[str]):
+    """Names of the images that were decoded; cleared by `taken`."""
+
+    def taken(self) -> list[str]:
+        names = sorted(Path(path).stem for path in self)
+        self.clear()
+        return names
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
+    found, decode = Decoded(), image_array.decode_block
+    monkeypatch.setattr(image_array, "decode_block", lambda paths, size: (found.extend(paths), decode(paths, size))[1])
+    return found
+
+
+def test_a_partial_download_is_taken_further_by_the_same_command(tmp_path: Path, decoded: Decoded) -> None:
+    root = tmp_path / "raw"
+    write_root(root, num_patients=12)
+    apart = tmp_path / "apart"
+    late = sorted((root / "mimic-cxr-jpg").rglob("*.jpg"))[::3]
+    for path in late:
+        (apart / path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
+        path.rename(apart / path.relative_to(root))
+    out, source = tmp_path / "store", mimic_source(root, is_partial=True)
+    first = make(out, "mimic-cxr-jpg", source)
+    decoded.taken()
+    assert make(out, "mimic-cxr-jpg", source).fingerprint == first.fingerprint and decoded.taken() == []
+    for path in late:
+        (apart / path.relative_to(root)).rename(path)
+    second = make(out, "mimic-cxr-jpg", source)
+    again = decoded.taken()
+    assert first.mimic is not None and again
+    assert set(again).isdisjoint(first.mimic.views["dicom_id"]), "what was there is not decoded again"
+    whole = make(tmp_path / "whole", "mimic-cxr-jpg", mimic_source(root, is_partial=True))
+    assert second.fingerprint == whole.fingerprint != first.fingerprint and verify(out) == []
+
+
+def test_mended_images_are_read_by_the_same_command(tmp_path: Path, decoded: Decoded) -> None:
+    writer = RawWriter(tmp_path)
+    for number in range(60):
+        writer.add_study(10000000 + number, 50000000 + number, ["PA"])
+    writer.write_tables()
+    expected = make(tmp_path / "expected", "mimic-cxr-jpg", mimic_source(tmp_path))
+    path = next(tmp_path.rglob("s50000007/*.jpg"))
+    whole, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    path.write_bytes(bytes(len(whole)))
+    os.utime(path, ns=times)
+    out, data = tmp_path / "store", DataConfig(root=str(tmp_path), image_size=SIZE, crop_size=16)
+    broken = make(out, "mimic-cxr-jpg", mimic_source(tmp_path))
+    cache = prepare(data)
+    decoded.taken()
+    assert len(broken.problems) == len(cache.problems) == 1
+    assert len(make(out, "mimic-cxr-jpg", mimic_source(tmp_path)).problems) == 1 and decoded.taken() == []
+    # Neither size nor time of change tell that it is another file.
+    path.write_bytes(whole)
+    os.utime(path, ns=times)
+    mended = make(out, "mimic-cxr-jpg", mimic_source(tmp_path))
+    assert mended.fingerprint == expected.fingerprint and len(mended.problems) == 0
+    assert decoded.taken() == [path.stem]
+    # A data root does the same when it is asked to look at all files; opening does not look.
+    assert len(prepare(data).problems) == 1 and decoded.taken() == []
+    followed = prepare(data, check_files=True)
+    assert followed.fingerprint == expected.fingerprint and decoded.taken() == [path.stem]
+    assert prepare(data, check_files=True).fingerprint == expected.fingerprint and decoded.taken() == []
+
+
+def test_a_trial_opens_a_store_without_a_walk_over_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_root(tmp_path, num_patients=1)
+    data = DataConfig(root=str(tmp_path), image_size=SIZE, crop_size=16)
+    first = prepare(data)
+    monkeypatch.setattr("medst.data.inventory.os.walk", lambda *_, **__: pytest.fail("walked"))
+    assert prepare(data).fingerprint == open_store(data).fingerprint == first.fingerprint
+
+
+def test_new_and_changed_reports_are_read_by_the_same_command(tmp_path: Path, decoded: Decoded) -> None:
+    writer = write_root(tmp_path, num_patients=3)
+    path = sorted((tmp_path / "mimic-cxr").rglob("*.txt"))[0]
+    text = path.read_text()
+    path.unlink()
+    out = tmp_path / "store"
+    first = make(out, "mimic-cxr-jpg", mimic_source(tmp_path))
+    assert first.mimic is not None and len(first.mimic.studies) == len({row["study_id"] for row in writer.metadata}) - 1
+    path.write_text(text)
+    second = make(out, "mimic-cxr-jpg", mimic_source(tmp_path))
+    assert second.mimic is not None and len(second.mimic.studies) == len(first.mimic.studies) + 1
+    path.write_text(text.replace("heart", "trees"))
+    decoded.taken()
+    third = make(out, "mimic-cxr-jpg", mimic_source(tmp_path))
+    assert third.mimic is not None and decoded.taken() == []
+    assert third.mimic.studies["report_corrected"].str.contains("trees").sum() == 1
+
+
+def test_pixels_are_those_of_the_tree_that_is_named_and_of_the_file_as_it_is(tmp_path: Path) -> None:
+    writer = RawWriter(tmp_path / "raw")
+    dicom = writer.add_study(10000001, 50000001, ["PA"])[0]
+    writer.write_tables()
+    shutil.copytree(tmp_path / "raw", tmp_path / "other", copy_function=shutil.copy2)
+    out = tmp_path / "store"
+
+    def change(root: Path, level: int, *, is_as_old: bool) -> None:
+        path = next(root.rglob(f"{dicom}.jpg"))
+        before = path.stat()
+        Image.fromarray(np.full((24, 20), level, dtype=np.uint8)).save(path, quality=95)
+        path.write_bytes(path.read_bytes().ljust(before.st_size, b"\0"))
+        assert path.stat().st_size == before.st_size
+        if is_as_old:
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    def level_of(store: Store) -> int:
+        assert store.mimic is not None
+        return int(store.mimic.images[0, 12, 12])
+
+    first = level_of(make(out, "mimic-cxr-jpg", mimic_source(tmp_path / "raw")))
+    change(tmp_path / "other", 200, is_as_old=True)
+    second = level_of(make(out, "mimic-cxr-jpg", mimic_source(tmp_path / "other")))
+    assert abs(first - 20) <= 2 and abs(second - 200) <= 2
+    change(tmp_path / "other", 100, is_as_old=False)
+    assert abs(level_of(make(out, "mimic-cxr-jpg", mimic_source(tmp_path / "other"))) - 100) <= 2
+
+
+def test_changed_tables_of_tasks_are_read_whatever_the_order_of_commands(tmp_path: Path) -> None:
+    root = tmp_path / "raw"
+    RawWriter(root).write_rsna()
+    RawWriter(root).write_covidx()
+    (root / "covidx" / "train_COVIDx9A.txt").write_text(
+        "0003-rsna train-0.png normal rsna\nb train-1.png pneumonia rsna\n")
+    rsna, covidx = Source(str(root / "rsna")), Source(str(root / "covidx"))
+    out = tmp_path / "store"
+    make(out, "covidx", covidx)
+    make(out, "rsna", rsna)
+    mapping = root / "rsna" / "pneumonia-challenge-dataset-mappings_2018.json"
+    mapping.write_text(json.dumps([{"subset_img_id": f"{number:04d}-rsna", "img_id": f"0000{number}_000.png"}
+                                   for number in range(6)]))
+    store = make(out, "rsna", rsna)
+    assert store.rsna is not None and store.covidx is not None
+    assert store.rsna.table["patient_id"].tolist() == [f"nih-0000{number}" for number in range(6)]
+    assert "nih-00003" in set(store.covidx.table["patient_id"])
+    make(tmp_path / "other", "rsna", rsna)
+    assert make(tmp_path / "other", "covidx", covidx).fingerprint == store.fingerprint
+    # A corrected table.
+    table = root / "rsna" / "stage_2_train_labels.csv"
+    table.write_text(table.read_text().replace("0001-rsna,,,,,0", "0001-rsna,1,2,3,4,1"))
+    corrected = make(out, "rsna", rsna)
+    assert corrected.rsna is not None and corrected.rsna.table["target"].tolist() == [1, 1, 0, 1, 0, 0]
+    # A changed image of one data set; the other is left as it is.
+    inode = (out / "covidx_images.npy").stat().st_ino
+    write_dicom(root / "rsna" / "stage_2_train_images" / "0002-rsna.dcm", np.full((32, 32), 99, dtype=np.uint8))
+    changed = make(out, "rsna", rsna)
+    assert changed.rsna is not None and int(changed.rsna.images[2, 0, 0]) == 99
+    assert (out / "covidx_images.npy").stat().st_ino == inode and verify(out) == []
+
+
+def test_a_stopped_call_never_writes_into_the_finished_store(tmp_path: Path) -> None:
+    """The array of RSNA is a link to that of the finished store when the call is stopped and RSNA changes."""
+    root, out = tmp_path / "raw", tmp_path / "store"
+    write_root(root, num_patients=3)
+    make(out, "rsna", Source(str(root / "rsna")))
+
+    def stop_at(words: str) -> Callable[[str], Callable[[int, int], None]]:
+        def step(title: str) -> Callable[[int, int], None]:
+            if words in title:
+                raise KeyboardInterrupt
+            return lambda done, total: None
+
+        return step
+
+    with pytest.raises(KeyboardInterrupt):
+        make(out, "covidx", Source(str(root / "covidx")), step=stop_at("covidx"))
+    partial = out.with_name(".store.partial")
+    assert (partial / "rsna_images.npy").stat().st_ino == (out / "rsna_images.npy").stat().st_ino
+    write_dicom(root / "rsna" / "stage_2_train_images" / "0002-rsna.dcm", np.full((32, 32), 99, dtype=np.uint8))
+    with pytest.raises(KeyboardInterrupt):
+        make(out, "covidx", Source(str(root / "covidx")), step=stop_at("covidx"))
+    assert verify(out) == []
+    store = make(out, "covidx", Source(str(root / "covidx")))
+    assert store.rsna is not None and int(store.rsna.images[2, 0, 0]) == 99 and verify(out) == []
+
+
+def test_what_was_allowed_for_a_data_set_holds_when_another_is_added(tmp_path: Path) -> None:
+    root, out = tmp_path / "raw", tmp_path / "store"
+    write_root(root, num_patients=12)
+    sorted((root / "mimic-cxr-jpg").rglob("*.jpg"))[0].write_bytes(b"")
+    sorted((root / "mimic-cxr-jpg").rglob("*.jpg"))[5].write_bytes(b"")
+    with pytest.raises(DataError, match=r"complete the download, or allow it with --partial \(absent images\) or"):
+        make(out, "mimic-cxr-jpg", mimic_source(root))
+    make(out, "mimic-cxr-jpg", mimic_source(root, largest_unreadable=0.2))
+    assert make(out, "ms-cxr-t", Source(str(root / "ms-cxr-t"))).ms_cxr_t is not None
+    # Asked for anew with less, it is refused; the store stays.
+    with pytest.raises(DataError, match="unreadable"):
+        make(out, "mimic-cxr-jpg", mimic_source(root))
+    assert verify(out) == []
+    with pytest.raises(DataError, match="prepare each data set by its name, where --partial"):
+        prepare(DataConfig(root=str(root), image_size=SIZE, crop_size=16))
+
+
+# Kills at the end
+
+
+class Killed(BaseException):
+    """Stands for the end of a process: nothing catches it."""
+
+
+def test_killed_at_any_step_of_the_end_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      decoded: Decoded) -> None:
+    """A store of RSNA gets MIMIC-CXR; the call dies before each change of files that follows the tables and images."""
+    root = tmp_path / "raw"
+    write_root(root, num_patients=2)
+    before = tmp_path / "before" / "store"
+    make(before, "rsna", Source(str(root / "rsna")))
+    expected = tmp_path / "expected" / "store"
+    shutil.copytree(before, expected)
+    make(expected, "mimic-cxr-jpg", mimic_source(root))
+    build, write_inventory = building.build, building.write_inventory
+    for point in itertools.count():
+        out = tmp_path / str(point) / "store"
+        shutil.copytree(before, out)
+        left: list[int] = []
+
+        def dying(function: Callable[..., object], left: list[int] = left) -> Callable[..., object]:
+            def call(*arguments: object, **settings: object) -> object:
+                if left:
+                    left[0] -= 1
+                    if left[0] < 0:
+                        raise Killed
+                return function(*arguments, **settings)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            # From the last file of the build on.
+            patch.setattr(building, "write_inventory", lambda *arguments, left=left, point=point: (
+                left.append(point), write_inventory(*arguments))[1])
+            for owner, name in ((os, "replace"), (shutil, "rmtree"), (Path, "unlink"), (Path, "write_text")):
+                patch.setattr(owner, name, dying(getattr(owner, name)))
+            patch.setattr(building, "build", dying(build))
+            try:
+                make(out, "mimic-cxr-jpg", mimic_source(root))
+                break
+            except Killed:
+                pass
+        decoded.taken()
+        assert make(out, "mimic-cxr-jpg", mimic_source(root)).rsna is not None, point
+        assert decoded.taken() == [], f"{point}: images were decoded again"
+        assert contents(out) == contents(expected), point
+        assert verify(out) == [] and sorted(path.name for path in out.parent.iterdir()) in (
+            ["store"], ["store", "store.lock"]), point
+    assert point >= 8
+
+
 # Verifying, credentials, problems
 
 
@@ -337,7 +592,7 @@ def test_the_share_of_unreadable_images_is_the_users(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match="3 of the first 20 images"):
         make(tmp_path / "store", "mimic-cxr-jpg", mimic_source(tmp_path))
-    store = make(tmp_path / "store", "mimic-cxr-jpg", mimic_source(tmp_path), largest_unreadable=0.2)
+    store = make(tmp_path / "store", "mimic-cxr-jpg", mimic_source(tmp_path, largest_unreadable=0.2))
     assert len(store.problems) == 3 and store.mimic is not None and len(store.mimic.images) == 17
 
 
@@ -517,5 +772,13 @@ def test_the_commands_prepare_verify_and_say_what_is_missing(tmp_path: Path) -> 
             (("mimic-cxr", "--images", str(root)), "needs --reports and --out"),
             (("mimic-cxrr", "--out", str(out)), "did you mean mimic-cxr"),
             (("--images", str(root)), "name the data set first"),
+            (("--data", str(root), "--partial", "--largest-unreadable", "0.1"),
+             "--image-size, --partial, --largest-unreadable: for data sets that lie apart"),
+            (("rsna", "--images", str(root / "rsna"), "--out", str(out), "--partial"), "--partial: rsna has no such"),
+            (("covidx", "--images", str(root), "--reports", str(root), "--out", str(out)), "--reports: covidx has no"),
+            (("rsna", "--images", str(root / "rsna"), "--out", str(out), "--version", "5"), "--version: rsna has no"),
+            (("ms-cxr", "--tables", str(root), "--images", str(root), "--out", str(out)), "--images: ms-cxr has no"),
+            (("rsna", "--images", str(root), "--out", str(out), "--data", str(root)), "--data: for a data root"),
+            (("rsna", "--images", str(root), "--out", str(out), "--set", "data.image_size=9"), "--set: for a data"),
             (("rsna", "--images", str(root / "absent"), "--out", str(out)), "no such file or folder")):
         assert expected in str(prepare_command(*words).exception), words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from medst.data.store import Store
 
 data_app = typer.Typer(no_args_is_help=True, help="Write the phantom data; prepare and look at phantom or real data.")
+
+
+TAKEN_BY = {"--reports": ("mimic-cxr", "open-i"), "--partial": ("mimic-cxr",), "--version": ("covidx",)}
+"""Options of `medst data prepare` that not every data set takes."""
 
 
 @data_app.command("phantom")
@@ -55,44 +59,58 @@ def data_prepare(
         Path | None, typer.Option(help="Data set: folder of its tables.", show_default="beside the images")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Data set: store to make, or to add to.")] = None,
-    image_size: Annotated[int, typer.Option(min=1, help="Data set: side of the stored squares in pixels.")] = 256,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Data set: side of the stored squares in pixels.", show_default="256"),
+    ] = None,
     partial: Annotated[
-        bool, typer.Option("--partial", help="mimic-cxr: leave out, and count, images that are not downloaded.")
-    ] = False,
-    version: Annotated[str, typer.Option(help="covidx: number of the split files.")] = "9A",
+        bool | None, typer.Option("--partial", help="mimic-cxr: leave out, and count, images that are not downloaded.")
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option(help="covidx: number of the split files.", show_default="9A")
+    ] = None,
     credentialed: Annotated[
         bool | None,
         typer.Option("--credentialed/--open", help="Data set: whether text, images and ids must stay at home.",
                      show_default="as its licence says"),
     ] = None,
     largest_unreadable: Annotated[
-        float, typer.Option(min=0, max=1, help="Data set: share of unreadable images above which the work stops.")
-    ] = 0.02,
+        float | None,
+        typer.Option(min=0, max=1, help="Data set: share of unreadable images above which the work stops.",
+                     show_default="0.02"),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")] = None,
 ) -> None:
     """Decode all images and clean all reports once, into the store that trials read.
 
     For a data root, --data ROOT; other commands do it by themselves. For a data set that lies apart, its name with
-    --images and --out; a second data set with the same --out is added. Killed: the same command goes on.
+    --images and --out; a second data set with the same --out is added. Killed: the same command goes on. Images and
+    reports that were added, changed or mended since are read by the same command.
     """
-    places = {"--images": images, "--reports": reports, "--tables": tables, "--out": out}
+    options = {"--images": images, "--reports": reports, "--tables": tables, "--out": out, "--image-size": image_size,
+               "--partial": partial, "--version": version, "--largest-unreadable": largest_unreadable,
+               "--open, --credentialed": credentialed}
+    given = {option: value for option, value in options.items() if value is not None}
     name = what[0] if what and len(what) == 1 and not what[0].endswith((".yaml", ".yml")) else None
     if name is None:
-        given = [option for option, value in places.items() if value is not None]
         if given:
-            raise ValueError(f"{', '.join(given)}: name the data set first, as in: medst data prepare mimic-cxr "
-                             "--images ROOT --reports ROOT --out STORE")
-        store = prepared_store(compose([Path(path) for path in what or []], assignments, data), workers)
+            raise ValueError(f"{', '.join(given)}: for data sets that lie apart; name the data set first, as in: medst "
+                             "data prepare mimic-cxr --images ROOT --reports ROOT --out STORE. The settings of a data "
+                             "root are data.image_size (--set) and its dataset.json; docs/data.md tells both ways")
+        store = prepared_store(compose([Path(path) for path in what or []], assignments, data), workers,
+                               check_files=True)
     else:
-        store = prepare_named(name, places, image_size, partial, version, credentialed, largest_unreadable, workers)
+        if assignments or data is not None:
+            raise ValueError(f"{'--set' if assignments else '--data'}: for a data root; {name} that lies apart takes "
+                             "--images, --out and the options of docs/data.md")
+        store = prepare_named(name, given, workers or os.cpu_count() or 1)
     describe_store(store)
 
 
-def prepare_named(name: str, places: dict[str, Path | None], image_size: int, is_partial: bool, version: str,
-                  is_credentialed: bool | None, largest_unreadable: float, workers: int | None) -> Store:
-    """Put a data set that lies apart into a store."""
+def prepare_named(name: str, given: dict[str, Any], workers: int) -> Store:
+    """Put a data set that lies apart into a store, with the options that the user wrote."""
     from medst.config import nearest
-    from medst.data.sources import DATA_SETS, IS_CREDENTIALED, Source
+    from medst.data.sources import DATA_SETS, IS_CREDENTIALED, LARGEST_UNREADABLE_SHARE, Source
     from medst.data.store import prepare_set
 
     known = {data_set.removesuffix("-jpg"): data_set for data_set in DATA_SETS}
@@ -100,26 +118,28 @@ def prepare_named(name: str, places: dict[str, Path | None], image_size: int, is
         guess = nearest(name, known)
         raise ValueError(f"{name}: no data set" + (f"; did you mean {guess}?" if guess else "")
                          + f" Known are: {', '.join(known)}")
-    needed = {"mimic-cxr": ("--images", "--reports", "--out")}.get(name, ("--images", "--out"))
-    if name in ("ms-cxr-t", "ms-cxr"):
-        places["--images"] = places["--images"] or places["--tables"]
-        needed = ("--tables", "--out")
-    missing = [option for option in needed if places[option] is None]
+    is_table = name in ("ms-cxr-t", "ms-cxr")
+    foreign = [option for option in given if name not in TAKEN_BY.get(option, known)
+               or (is_table and option in ("--images", "--largest-unreadable"))]
+    if foreign:
+        raise ValueError(f"{', '.join(foreign)}: {name} has no such option; docs/data.md shows the commands")
+    needed = ("--tables" if is_table else "--images", *(("--reports",) if name == "mimic-cxr" else ()), "--out")
+    missing = [option for option in needed if option not in given]
     if missing:
         raise ValueError(f"medst data prepare {name} needs {' and '.join(missing)}; docs/data.md shows the commands")
-    absent = [f"{option} {path}" for option, path in places.items()
-              if option != "--out" and path is not None and not path.exists()]
+    places = {option: str(given[option].absolute()) for option in ("--images", "--reports", "--tables")
+              if option in given}
+    absent = [f"{option} {place}" for option, place in places.items() if not Path(place).exists()]
     if absent:
         raise ValueError(f"{', '.join(absent)}: no such file or folder")
-    place = {option: str(path.absolute()) if path is not None else "" for option, path in places.items()}
-    source = Source(place["--images"], place["--reports"], place["--tables"], is_partial,
-                    version if name == "covidx" else "")
+    source = Source(places.get("--images", ""), places.get("--reports", ""), places.get("--tables", ""),
+                    given.get("--partial", False), given.get("--version", "9A" if name == "covidx" else ""),
+                    given.get("--largest-unreadable", LARGEST_UNREADABLE_SHARE))
     data_set = known[name]
     with progress_bars() as step:
         return prepare_set(
-            Path(place["--out"]), data_set, source, image_size=image_size, step=step,
-            num_workers=workers or os.cpu_count() or 1, largest_unreadable=largest_unreadable,
-            is_credentialed=IS_CREDENTIALED[data_set] if is_credentialed is None else is_credentialed)
+            given["--out"].absolute(), data_set, source, image_size=given.get("--image-size", 256), step=step,
+            num_workers=workers, is_credentialed=given.get("--open, --credentialed", IS_CREDENTIALED[data_set]))
 
 
 def describe_store(store: Store) -> None:

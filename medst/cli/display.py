@@ -61,16 +61,17 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
             bars.stop()
 
 
-def prepared_store(config: Config, num_workers: int | None = None) -> Store:
+def prepared_store(config: Config, num_workers: int | None = None, *, check_files: bool = False) -> Store:
     """The store of a configuration; a missing one, and a missing phantom, are made behind progress bars.
 
     Args:
         num_workers: processes and threads that make them; default: the processors of this machine.
+        check_files: look at every image and report, whether it is as it was.
     """
     from medst.data.provision import provide
 
     with progress_bars() as step:
-        return provide(config.data, num_workers or os.cpu_count() or 1, step)
+        return provide(config.data, num_workers or os.cpu_count() or 1, step, check_files=check_files)
 
 
 def show_records(records: Iterator[Record], title: str, protocol: Protocol = Protocol.both) -> dict[str, float]:

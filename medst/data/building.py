@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,16 @@ import pyarrow.parquet as pq
 
 from medst.config import fingerprint, hash_file
 from medst.data.captions import COLUMNS, Captions, write_captions
-from medst.data.image_array import ArrayContent, Reuse, write_array
+from medst.data.image_array import ArrayContent, Reuse, journal_of, write_array
 from medst.data.images import square_box
+from medst.data.inventory import (
+    FILES,
+    has_same_files,
+    mark_of,
+    read_inventory,
+    take_inventory,
+    write_inventory,
+)
 from medst.data.readers import (
     Corpus,
     DataError,
@@ -48,8 +57,6 @@ from medst.data.twins import join_twins
 from medst.data.views import FRONTAL_VIEWS
 from medst.data.workers import Workers
 
-LARGEST_UNREADABLE_SHARE = 0.02
-"""Preparation stops where more images than this share cannot be read."""
 FORMAT = 3
 """Of the store on disk; stores of another format are made anew."""
 _ROWS_PER_CHUNK = 2_000
@@ -73,10 +80,13 @@ class _Building:
     workers: Workers
     step: Step
     previous: Path | None
-    largest_unreadable: float
+    is_cache: bool
+    inventory: Mapping[str, np.ndarray]
     digests: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     problems: list[tuple[str, str, str]] = field(default_factory=list)
+    unreadable: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    """Data set -> marks of the images that could not be read."""
 
     def write_table(self, name: str, frame: pd.DataFrame) -> None:
         frame = frame.reset_index(drop=True)
@@ -114,17 +124,18 @@ class _Building:
 
 
 def build(sources: Sources, folder: Path, image_size: int, num_workers: int, step: Step | None = None,
-          previous: Path | None = None, largest_unreadable: float = LARGEST_UNREADABLE_SHARE) -> dict[str, Any]:
+          previous: Path | None = None, is_cache: bool = False) -> dict[str, Any]:
     """Read everything that `sources` names and write tables and images into `folder`.
 
     All tables are read before the first image is decoded, so that a broken table stops the work at once. What an
-    earlier, killed call left in `folder` is used as far as it is whole; the end is the same bit for bit.
+    earlier, killed call left in `folder` is used as far as it is whole; the end is the same bit for bit. What the next
+    call would need of it stays there until `remove_scaffolding`.
 
     Args:
         num_workers: processes that decode images and clean reports.
         step: told of the steps that take long.
         previous: an earlier store of the same code and size, whose images need not be decoded again.
-        largest_unreadable: share of a data set's images above which the work stops.
+        is_cache: the store follows a data root, in which no data set has options of its own.
 
     Returns:
         The content of the manifest.
@@ -133,12 +144,25 @@ def build(sources: Sources, folder: Path, image_size: int, num_workers: int, ste
         DataError: a table is broken, too many images are unreadable, or the disk is too small.
     """
     require_companions(sources)
+    for path in (*folder.glob("*.parquet"), *folder.glob("*.npy")):
+        # Only arrays go on, by their journals. The others may be links into a finished store: not to be written to.
+        if not journal_of(path).is_file():
+            path.unlink()
     workers = Workers(max(1, num_workers))
-    work = _Building(sources, folder, image_size, workers, step or _silent, previous, largest_unreadable)
+    # Files that change meanwhile are noticed by the next call.
+    inventory = take_inventory(sources)
+    work = _Building(sources, folder, image_size, workers, step or _silent, previous, is_cache, inventory)
     try:
         return _build(work)
     finally:
         workers.close()
+
+
+def remove_scaffolding(folder: Path) -> None:
+    """Remove what only a call that goes on after a kill needs."""
+    shutil.rmtree(folder / "captions", ignore_errors=True)
+    for journal in folder.glob("*.journal"):
+        journal.unlink()
 
 
 def _build(work: _Building) -> dict[str, Any]:
@@ -185,15 +209,13 @@ def _build(work: _Building) -> dict[str, Any]:
         _write_covidx(work, covidx.images)
     problems = pd.DataFrame(work.problems, columns=["data_set", "item", "reason"], dtype="str")
     problems.to_parquet(work.folder / "problems.parquet", index=False)
-    shutil.rmtree(work.folder / "captions", ignore_errors=True)
-    for journal in work.folder.glob("*.journal"):
-        journal.unlink()
+    write_inventory(work.folder / FILES, work.inventory, work.unreadable)
     return {
         "format": FORMAT, "name": sources.name, "is_credentialed": sources.is_credentialed,
         "image_size": work.image_size, "data_sets": sorted(sources.sets), "corpus": sources.corpus or "",
         "steps": [list(entry) for entry in steps], "selection": selection,
         "notes": notes, "counts": work.counts, "digests": work.digests,
-        "num_problems": len(problems), "files": _checksums(work),
+        "num_problems": len(problems), "files": _checksums(work), "signatures": sources.signatures(),
         "fingerprint": fingerprint(json.dumps(work.digests, sort_keys=True)),
     }
 
@@ -274,10 +296,11 @@ def _require_space(work: _Building, num_images: int) -> None:
 def _write_corpus(work: _Building, corpus: Corpus, captions: Captions,
                   needed: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
     """Images, views and studies; also which of `corpus.images` are readable as far as they were asked for."""
-    folder = work.sources.sets[str(work.sources.corpus)].folder
-    written = _write_images(
-        work, "mimic", needed, lambda start, stop: corpus.paths(needed.iloc[start:stop]), folder,
-        pd.Series(corpus.table, needed.index), _reused_images(work, needed))
+    def paths_of(start: int, stop: int) -> list[str]:
+        return corpus.paths(needed.iloc[start:stop])
+
+    written = _write_images(work, "mimic", needed, paths_of, pd.Series(corpus.table, needed.index),
+                            _reused_images(work, needed, paths_of))
     views = needed.iloc[written["position"].to_numpy()].reset_index(drop=True)
     views = views.assign(image=written["image"], width=written["width"], height=written["height"])
     is_readable = np.ones(len(corpus.images), dtype=bool)
@@ -405,15 +428,15 @@ def _nih_patients(work: _Building) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in ("covidx", "rsna"):
         if name in work.sources.sets:
-            found |= read_nih_patients(work.sources.sets[name].folder)
+            source = work.sources.sets[name]
+            found |= read_nih_patients(source.folder) | read_nih_patients(source.table_folder)
     return found
 
 
 def _write_paths(work: _Building, name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """Decode the images of `frame.path`: the readable rows, with image, width, height and stated_view."""
     files = list(frame["path"])
-    written = _write_images(work, name, frame, lambda start, stop: files[start:stop], work.sources.sets[name].folder,
-                            frame["table"])
+    written = _write_images(work, name, frame, lambda start, stop: files[start:stop], frame["table"])
     readable = frame.iloc[written["position"].to_numpy()].reset_index(drop=True)
     return pd.concat([written[["image"]], readable, written[["width", "height", "stated_view"]]], axis=1)
 
@@ -422,52 +445,74 @@ def _write_paths(work: _Building, name: str, frame: pd.DataFrame) -> pd.DataFram
 
 
 def _write_images(work: _Building, name: str, frame: pd.DataFrame, paths_of: Callable[[int, int], list[str]],
-                  folder: str, tables: pd.Series, reuse: Reuse | None = None) -> pd.DataFrame:
+                  tables: pd.Series, reuse: Reuse | None = None) -> pd.DataFrame:
     """Decode the images of the rows of `frame` into `<name>_images.npy`; see `ArrayContent.table`."""
-    progress = work.step(f"images of {work.sources.corpus if name == 'mimic' else name}")
+    data_set = str(work.sources.corpus) if name == "mimic" else name
+    source = work.sources.sets[data_set]
+    options = ("--partial (absent images) or " if data_set == "mimic-cxr-jpg" else "") + "--largest-unreadable"
+    remedy = (f"prepare each data set by its name, where {options} allows it (docs/data.md)" if work.is_cache
+              else f"allow it with {options}")
+    progress = work.step(f"images of {data_set}")
     total = len(frame)
     rows = frame["row"].to_numpy()
 
     def item(position: int) -> str:
-        return work.item(str(tables.iloc[position]), int(rows[position]), paths_of(position, position + 1)[0], folder)
+        return work.item(str(tables.iloc[position]), int(rows[position]), paths_of(position, position + 1)[0],
+                         source.folder)
 
     def on_block(content: ArrayContent) -> None:
-        if len(content.failures) > work.largest_unreadable * total:
+        if len(content.failures) > source.largest_unreadable * total:
             first = "".join(f"\n  {item(position)}: {reason}" for position, reason in content.failures[:5])
             raise DataError(
                 f"{len(content.failures)} of the first {content.num_done} images of {name} are unreadable, more than "
-                f"{work.largest_unreadable:.0%} of all {total}; complete the download, or allow it with --partial "
-                f"(absent images) or --largest-unreadable. The first ones:{first}")
+                f"{source.largest_unreadable:.0%} of all {total}; complete the download, or {remedy}. The first ones:"
+                f"{first}")
         progress(content.num_done, total)
 
     content = write_array(work.folder / f"{name}_images.npy", total, work.image_size, paths_of, work.workers, on_block,
                           reuse)
     work.problems += [(name, item(position), reason) for position, reason in content.failures]
+    work.unreadable[data_set].update(
+        mark_of(paths_of(position, position + 1)[0], source.folder) for position, _ in content.failures)
     work.digests[f"{name}_images"] = content.digest
     table = content.table()
     work.counts[f"{name}_images"] = len(table)
     return table
 
 
-def _reused_images(work: _Building, needed: pd.DataFrame) -> Reuse | None:
-    """Images of an earlier store that need not be decoded again."""
-    if work.previous is None or not (work.previous / "mimic_views.parquet").is_file():
+def _reused_images(work: _Building, needed: pd.DataFrame,
+                   paths_of: Callable[[int, int], list[str]]) -> Reuse | None:
+    """Images of an earlier store that need not be decoded again: of the same files, unchanged since."""
+    if work.previous is None:
+        return None
+    earlier, corpus = Sources.from_json(_manifest(work.previous)["sources"]), str(work.sources.corpus)
+    folder = work.sources.sets[corpus].folder
+    if corpus not in earlier.sets or earlier.sets[corpus].folder != folder:
         return None
     table = pd.read_parquet(work.previous / "mimic_views.parquet", columns=["dicom_id", "image", "width", "height"])
     rows = needed["dicom_id"].map(pd.Series(table["image"].to_numpy(), index=table["dicom_id"]))
-    row_of = rows.fillna(-1).astype("int64").to_numpy()
+    known = rows.fillna(-1).astype("int64").to_numpy()
     squares = np.load(work.previous / "mimic_images.npy", mmap_mode="r")
-    return Reuse(squares, table, lambda start, stop: row_of[start:stop])
+    marks = read_inventory(work.previous, corpus)["mark"].to_numpy()
+
+    def row_of(start: int, stop: int) -> np.ndarray:
+        own = np.array([mark_of(path, folder) for path in paths_of(start, stop)], dtype=np.int64)
+        is_as_before = marks[np.minimum(np.searchsorted(marks, own), len(marks) - 1)] == own
+        return np.where(is_as_before, known[start:stop], -1)
+
+    return Reuse(squares, table, row_of)
 
 
 def _take_over(work: _Building, name: str) -> bool:
-    """Use the files of a data set that an earlier store has from the same raw files."""
+    """Use what an earlier store has of a data set, if it was made from the same places, tables and files."""
     if work.previous is None:
         return False
-    manifest = json.loads((work.previous / "manifest.json").read_text(encoding="utf-8"))
-    earlier = Sources.from_json(manifest["sources"])
-    if name not in earlier.sets or earlier.sets[name] != work.sources.sets[name]:
+    manifest, source = _manifest(work.previous), work.sources.sets[name]
+    if (Sources.from_json(manifest["sources"]).sets.get(name) != source
+            or manifest["signatures"][name] != work.sources.signatures()[name]
+            or not has_same_files(work.previous, name, source, work.image_size)):
         return False
+    journal_of(work.folder / f"{name}_images.npy").unlink(missing_ok=True)
     for part in (f"{name}.parquet", f"{name}_images.npy"):
         target = work.folder / part
         target.unlink(missing_ok=True)
@@ -482,7 +527,14 @@ def _take_over(work: _Building, name: str) -> bool:
     problems = pd.read_parquet(work.previous / "problems.parquet")
     own = problems[(problems["data_set"] == name) & ~problems["reason"].isin([text for _, _, text in work.problems])]
     work.problems += [(str(row.data_set), str(row.item), str(row.reason)) for row in own.itertuples()]
+    files = read_inventory(work.previous, name)
+    work.unreadable[name].update(files.loc[~files["is_readable"], "mark"])
     return True
+
+
+def _manifest(store: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((store / "manifest.json").read_text(encoding="utf-8"))
+    return manifest
 
 
 def _checksums(work: _Building) -> dict[str, dict[str, Any]]:

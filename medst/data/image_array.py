@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 
 from medst.config import fingerprint
-from medst.data.images import ImageError, read_square
+from medst.data.images import is_readable
+from medst.data.inventory import stamp
 from medst.data.workers import DecodedBlock, Workers, decode_block
 
 IMAGES_PER_BLOCK = 128
@@ -145,9 +146,14 @@ def _header(num_images: int, size: int) -> bytes:
 
 
 def _line(block: DecodedBlock, paths: list[str], pixels: bytes) -> dict[str, Any]:
-    return {"items": fingerprint("\n".join(paths)), "count": len(paths), "failures": block.failures,
+    return {"items": _items(paths), "count": len(paths), "failures": block.failures,
             "width": block.width, "height": block.height, "view": block.view if any(block.view) else [],
             "sha256": hashlib.sha256(pixels).hexdigest()}
+
+
+def _items(paths: list[str]) -> str:
+    """The files of a block as they are now."""
+    return fingerprint("\n".join(f"{path} {stamp(path)}" for path in paths))
 
 
 def _whole_blocks(file: BinaryIO, journal: Path, start: int, size: int, num_images: int,
@@ -164,24 +170,16 @@ def _whole_blocks(file: BinaryIO, journal: Path, start: int, size: int, num_imag
             return
         paths = paths_of(first, min(first + line["count"], num_images))
         is_whole = line["count"] == IMAGES_PER_BLOCK or first + line["count"] == num_images
-        if not is_whole or line["items"] != fingerprint("\n".join(paths)):
+        if not is_whole or line["items"] != _items(paths):
             return
-        if any(_is_readable(paths[position], size) for position, _ in line["failures"]):
+        # Mended since?
+        if any(is_readable(paths[position], size) for position, _ in line["failures"]):
             return
         pixels = file.read((line["count"] - len(line["failures"])) * size * size)
         if hashlib.sha256(pixels).hexdigest() != line["sha256"]:
             return
         yield line, pixels
         first += line["count"]
-
-
-def _is_readable(path: str, size: int) -> bool:
-    """Whether a file that could not be read has been mended since."""
-    try:
-        read_square(path, size)
-    except ImageError:
-        return False
-    return True
 
 
 def _replace_journal(journal: Path, lines: list[str]) -> None:

@@ -49,6 +49,15 @@ def read_square_image(path: str | Path, size: int) -> SquareImage:
     return SquareImage(to_square(grey, size), width, height, view)
 
 
+def is_readable(path: str | Path, size: int) -> bool:
+    """Whether `read_square` reads a file."""
+    try:
+        read_square(path, size)
+    except ImageError:
+        return False
+    return True
+
+
 def to_square(grey: np.ndarray, size: int) -> np.ndarray:
     """(H, W) uint8 -> (size, size) uint8, the short side centred between zeros."""
     height, width = grey.shape

@@ -41,7 +41,7 @@ def phantom_of(root: Path) -> PhantomConfig | None:
     return phantom.model_copy(update={"seed": int(draw)}) if drawn else phantom
 
 
-def provide(data: DataConfig, num_workers: int, step: Step) -> Store:
+def provide(data: DataConfig, num_workers: int, step: Step, *, check_files: bool = False) -> Store:
     """Open the store of `data`, making first what is absent: the phantom that `data.root` means, then the store.
 
     A store without its raw files is taken as it is. A second process that wants the same data waits.
@@ -49,6 +49,7 @@ def provide(data: DataConfig, num_workers: int, step: Step) -> Store:
     Args:
         num_workers: processes that write a phantom, decode images and clean reports.
         step: told of each step that may take long.
+        check_files: see `prepare`.
 
     Raises:
         PhantomError: the phantom's folder holds something else, or the disk is full.
@@ -60,4 +61,4 @@ def provide(data: DataConfig, num_workers: int, step: Step) -> Store:
         root.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{root}.lock"):
             generate(phantom, root, num_workers=num_workers, progress=step(f"phantom '{root.name}'"))
-    return prepare(data, num_workers, step)
+    return prepare(data, num_workers, step, check_files=check_files)

@@ -1,7 +1,7 @@
 """Where the files of each data set lie, for a data root and for data that lie apart.
 
 What lives here: places, what each place stands for, and the hash by which a change of the tables is noticed. What
-must not: reading of any table.
+must not: reading of any table, the single images and reports (`inventory`).
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from medst.config import fingerprint, hash_file
-from medst.data.readers import DataError
+from medst.data.readers import DataError, nih
 
 CORPORA = ("mimic-cxr-jpg", "open-i", "covid-chestxray", "chexpert-plus")
 """Data sets with reports, on which training and validation run; a store holds one of them."""
@@ -22,7 +23,10 @@ DATA_SETS = ("mimic-cxr-jpg", "ms-cxr-t", "ms-cxr", "rsna", "covidx", *CORPORA[1
 IS_CREDENTIALED = {"mimic-cxr-jpg": True, "ms-cxr-t": True, "ms-cxr": True, "chexpert-plus": True, "rsna": False,
                    "covidx": False, "open-i": False, "covid-chestxray": False}
 """Whether text, images and ids of a data set must stay at home; a data root says it in dataset.json."""
-_TABLES = ("*.csv", "*.csv.gz", "*.txt", "*.parquet", "*.zip", "*.tgz", "*.json")
+LARGEST_UNREADABLE_SHARE = 0.02
+"""Preparation stops where more images of a data set than this share cannot be read."""
+_TABLES = ("*.csv", "*.csv.gz", "*.txt", "*.parquet", "*.zip", "*.tgz", "*.json", "chexbert_labels/*.json",
+           "labels/*.json")
 _LARGE = 64 * 2**20
 """Larger files are known by name and size: hashing them at every opening would take seconds."""
 
@@ -32,7 +36,7 @@ class Source:
     """The places of one data set."""
 
     folder: str
-    """Images, and the tables where `tables` does not name another folder."""
+    """Images, and the tables where `tables` does not name another folder; empty for a data set of tables only."""
     reports: str = ""
     """Folder or file of the reports, for the data sets that keep them apart."""
     tables: str = ""
@@ -40,6 +44,7 @@ class Source:
     """Images that are not there are left out and counted instead of being problems."""
     version: str = ""
     """Of COVIDx: number of the split files."""
+    largest_unreadable: float = LARGEST_UNREADABLE_SHARE
 
     @property
     def table_folder(self) -> str:
@@ -67,21 +72,23 @@ class Sources:
         """The data set with reports."""
         return next((name for name in CORPORA if name in self.sets), None)
 
+    def signatures(self) -> dict[str, str]:
+        """Data set -> hash of the tables that its part of a store is made from, and of how they are read; not of images
+        and single reports: cheap, and independent of where and when they were copied."""
+        tables = {name: [line for path in source.paths() for line in _described_tables(path)]
+                  for name, source in self.sets.items()}
+        # RSNA's list of patients serves both, in whichever folder it lies.
+        patients = sorted(line for name in ("rsna", "covidx") for line in tables.get(name, ())
+                          if fnmatch(line, f"{nih.PATTERN} *"))
+        return {name: fingerprint("\n".join([
+            *tables[name], *(patients if name in ("rsna", "covidx") else ()),
+            f"{source.is_partial} {source.version} {source.largest_unreadable}"]))
+            for name, source in sorted(self.sets.items())}
+
     def signature(self) -> str:
-        """Hash of the tables, not of images and single reports: cheap, and independent of where and when they were
-        copied."""
-        parts = [json.dumps([self.name, self.is_credentialed])]
-        places = [(name, path) for name, source in sorted(self.sets.items()) for path in source.paths()]
-        places += [("truth", Path(self.truth))] if self.truth else []
-        places += [("root", Path(path)) for path in self.descriptions]
-        for name, place in places:
-            files = [place] if place.is_file() else sorted(
-                path for pattern in _TABLES for path in place.glob(pattern) if path.is_file())
-            for file in files:
-                size = file.stat().st_size
-                parts.append(f"{name} {file.name} {size if size > _LARGE else hash_file(file)}")
-        parts += [f"{name} {source.is_partial} {source.version}" for name, source in sorted(self.sets.items())]
-        return fingerprint("\n".join(parts))
+        """Hash of all that is small: the signatures, the truth, the description of the root."""
+        others = [line for path in (self.truth, *self.descriptions) if path for line in _described_tables(Path(path))]
+        return fingerprint(json.dumps([self.name, self.is_credentialed, self.signatures(), others]))
 
     def are_there(self) -> bool:
         """Whether the raw files are on this machine."""
@@ -104,6 +111,15 @@ class Sources:
         return cls(name=written["name"], is_credentialed=written["is_credentialed"], truth=written["truth"],
                    sets={name: Source(**source) for name, source in written["sets"].items()},
                    descriptions=tuple(written["descriptions"]))
+
+
+def _described_tables(place: Path) -> list[str]:
+    """Name and hash of each table in a place."""
+    files = [place] if place.is_file() else sorted(
+        path for pattern in _TABLES for path in place.glob(pattern) if path.is_file())
+    sizes = [file.stat().st_size for file in files]
+    return [f"{file.name} {size if size > _LARGE else hash_file(file)}"
+            for file, size in zip(files, sizes, strict=True)]
 
 
 def sources_of_root(root: Path) -> Sources:
@@ -132,7 +148,7 @@ def require_companions(sources: Sources) -> None:
     """Raise DataError where tables upon the images of MIMIC-CXR-JPG come without them."""
     for name in ("ms-cxr-t", "ms-cxr"):
         if name in sources.sets and "mimic-cxr-jpg" not in sources.sets:
-            raise DataError(f"{sources.sets[name].folder}: the images of {name} are those of MIMIC-CXR-JPG, but "
+            raise DataError(f"{sources.sets[name].table_folder}: the images of {name} are those of MIMIC-CXR-JPG, but "
                             "mimic-cxr-jpg is missing; put it beside it, or prepare mimic-cxr into the same store "
                             "first")
 

@@ -26,8 +26,9 @@ from filelock import FileLock
 
 from medst.config import DataConfig, hash_file, syntax_fingerprint
 from medst.data import building
-from medst.data.building import LARGEST_UNREADABLE_SHARE, Step
+from medst.data.building import Step
 from medst.data.image_array import hash_pixels
+from medst.data.inventory import has_same_files
 from medst.data.readers import DataError
 from medst.data.readers.ms_cxr_t import FINDINGS
 from medst.data.sources import Source, Sources, sources_of_root
@@ -141,7 +142,7 @@ def is_store(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def prepare(data: DataConfig, num_workers: int = 1, step: Step | None = None) -> Store:
+def prepare(data: DataConfig, num_workers: int = 1, step: Step | None = None, *, check_files: bool = False) -> Store:
     """Open the store, building it first where it is missing or made from other raw files or by other code.
 
     The store is built in a folder beside its place and renamed, under a lock that keeps a second process waiting. A
@@ -150,13 +151,15 @@ def prepare(data: DataConfig, num_workers: int = 1, step: Step | None = None) ->
     Args:
         num_workers: processes that decode images and clean reports.
         step: told of the steps that take long.
+        check_files: look at every image and report, not only at the tables: new, changed and mended ones make the store
+            stale. It takes a walk over all files.
 
     Raises:
         StoreError: the store's place holds something else, cannot be written or was made for another image size.
         DataError: the raw files are missing or broken.
     """
     path = store_path(data)
-    if path.is_dir() and _staleness(path, data) is None:
+    if path.is_dir() and _staleness(path, data, check_files) is None:
         return _open(path)
     if is_store(Path(data.root)) and path == Path(data.root):
         raise StoreError(f"{path}: {_OTHER_FORMAT}; prepare it again, into another folder")
@@ -166,7 +169,8 @@ def prepare(data: DataConfig, num_workers: int = 1, step: Step | None = None) ->
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
-            if not path.is_dir() or _staleness(path, data) is not None:
+            _recover(path)
+            if not path.is_dir() or _staleness(path, data, check_files) is not None:
                 _build(path, sources_of_root(Path(data.root)), data.image_size, num_workers, step, is_cache=True)
             return _open(path)
     except OSError as error:
@@ -174,11 +178,11 @@ def prepare(data: DataConfig, num_workers: int = 1, step: Step | None = None) ->
 
 
 def prepare_set(out: Path, name: str, source: Source, *, image_size: int, is_credentialed: bool, num_workers: int = 1,
-                step: Step | None = None, largest_unreadable: float = LARGEST_UNREADABLE_SHARE) -> Store:
+                step: Step | None = None) -> Store:
     """Put one data set into the store `out`, which may hold others already.
 
-    What the store holds stays as it is; only what depends on the new files is made. A killed building goes on where it
-    stopped.
+    What the store holds stays as it is where its files are as they were; only what depends on new, changed and mended
+    ones is made. A killed building goes on where it stopped.
 
     Args:
         name: one of DATA_SETS.
@@ -192,6 +196,7 @@ def prepare_set(out: Path, name: str, source: Source, *, image_size: int, is_cre
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{out}.lock"):
+            _recover(out)
             sources = Sources(out.name, False, {})
             if out.is_dir():
                 manifest = _checked_manifest(out, image_size)
@@ -201,10 +206,9 @@ def prepare_set(out: Path, name: str, source: Source, *, image_size: int, is_cre
             wanted = sources.with_set(name, source, is_credentialed)
             is_current = out.is_dir() and (
                 manifest["preparation"] == _preparation_fingerprint() and wanted.to_json() == sources.to_json()
-                and manifest["raw_signature"] == wanted.signature())
+                and manifest["raw_signature"] == wanted.signature() and _has_same_files(out, wanted, image_size))
             if not is_current:
-                _build(out, wanted, image_size, num_workers, step, is_cache=False,
-                       largest_unreadable=largest_unreadable)
+                _build(out, wanted, image_size, num_workers, step, is_cache=False)
             return _open(out)
     except OSError as error:
         raise _explained(error, out) from None
@@ -277,11 +281,11 @@ def _checked_manifest(path: Path, image_size: int) -> dict[str, Any]:
     return manifest
 
 
-def _staleness(path: Path, data: DataConfig) -> str | None:
+def _staleness(path: Path, data: DataConfig, check_files: bool = False) -> str | None:
     """Why an existing store may not be used, None where it may.
 
     A store whose raw files are not on this machine is taken as it is, and so is one that was made from data sets that
-    lie apart: it changes by command only.
+    lie apart: it changes by command only. Single images and reports are looked at on request only.
     """
     manifest = _checked_manifest(path, data.image_size)
     if manifest.get("format") != building.FORMAT:
@@ -291,23 +295,33 @@ def _staleness(path: Path, data: DataConfig) -> str | None:
         return None
     if manifest["preparation"] != _preparation_fingerprint():
         return "the code that prepares data has changed since it was made"
-    if root.is_dir() and manifest["raw_signature"] != sources_of_root(root).signature():
-        return f"the raw files in {data.root} have changed since it was made"
+    if root.is_dir():
+        sources = sources_of_root(root)
+        is_same = manifest["raw_signature"] == sources.signature()
+        if not is_same or (check_files and not _has_same_files(path, sources, data.image_size)):
+            return f"the raw files in {data.root} have changed since it was made"
     return None
+
+
+def _has_same_files(path: Path, sources: Sources, image_size: int) -> bool:
+    return all(has_same_files(path, name, source, image_size) for name, source in sources.sets.items())
 
 
 def _preparation_fingerprint() -> str:
     folder = Path(__file__).parent
-    names = ("building", "captions", "image_array", "images", "published_splits", "report_text", "sources", "twins",
-             "workers")
+    names = ("building", "captions", "image_array", "images", "inventory", "published_splits", "report_text", "sources",
+             "twins", "workers")
     return syntax_fingerprint([*sorted((folder / "readers").glob("*.py")), *(folder / f"{name}.py" for name in names)])
 
 
-def _build(path: Path, sources: Sources, image_size: int, num_workers: int, step: Step | None, *, is_cache: bool,
-           largest_unreadable: float = LARGEST_UNREADABLE_SHARE) -> None:
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _build(path: Path, sources: Sources, image_size: int, num_workers: int, step: Step | None, *,
+           is_cache: bool) -> None:
     """Make the store in a folder beside its place, which a killed call leaves for the next, and rename it."""
-    partial, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    partial = _partial(path)
     # The signature is taken first: files that change meanwhile make the store stale, not silently wrong.
     origin = {"raw_signature": sources.signature(), "preparation": _preparation_fingerprint(), "is_cache": is_cache,
               "sources": sources.to_json()}
@@ -316,17 +330,37 @@ def _build(path: Path, sources: Sources, image_size: int, num_workers: int, step
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         (partial / PURPOSE).write_text(purpose, encoding="utf-8")
-    # Images of a store that follows a root may have changed with it.
-    is_reusable = not is_cache and path.is_dir() and _read_manifest(path)["preparation"] == origin["preparation"]
+    is_reusable = path.is_dir() and _read_manifest(path)["preparation"] == origin["preparation"]
     manifest = {**building.build(sources, partial, image_size, num_workers, step, path if is_reusable else None,
-                                 largest_unreadable), **origin}
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    (partial / PURPOSE).unlink()
+                                 is_cache), **origin}
+    temporary = partial / f"{MANIFEST}.new"
+    temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    os.replace(temporary, partial / MANIFEST)
+    _publish(path)
+
+
+def _publish(path: Path) -> None:
+    """Give the whole store beside `path` its name; killed at any moment, `_recover` ends it."""
+    partial, old = _partial(path), path.with_name(f".{path.name}.old")
+    building.remove_scaffolding(partial)
+    (partial / PURPOSE).unlink(missing_ok=True)
+    shutil.rmtree(old, ignore_errors=True)
     if path.is_dir():
         # Processes that have the old files mapped keep them until they close.
         os.replace(path, old)
     os.replace(partial, path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(path: Path) -> None:
+    """End what a killed call had all but done: a store with its manifest only lacks its name."""
+    old = path.with_name(f".{path.name}.old")
+    if is_store(_partial(path)) and (is_store(path) or not path.exists()):
+        _publish(path)
+    elif path.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+    elif is_store(old):
+        os.replace(old, path)
 
 
 def _open(path: Path) -> Store:
