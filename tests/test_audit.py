@@ -237,7 +237,7 @@ def test_the_audit_of_a_store_finds_what_was_planted(tmp_path: Path, repository:
     told = list(trace.trace(traced, line, uri, experiment))
     assert told[0] == "planted | lateral view, lateral_information = 1"
     assert sum(text.startswith(("  1, seed ", "  1, cut, seed ")) for text in told) == 12
-    assert trace.find_cell(traced, "A/A, test,AUROC")["check"] == "A/A, test"
+    assert trace.find_cell(traced, "A/A, test,Zero-shot")["check"] == "A/A, test"
     with pytest.raises(ValueError, match="may be line"):
         trace.find_cell(traced, "A/A")
     assert (tmp_path / "results" / "figures" / "audit.pdf").stat().st_size > 1000

@@ -73,7 +73,7 @@ def diff(
 def trace(
     table: Annotated[Path, typer.Argument(help="Any file of a table, as in results/tables/components.csv.")],
     cell: Annotated[str, typer.Option(help="Arm and metric, as in \"no local,AUROC\", or a line of the audit, as in "
-                                           "\"A/A, test,AUROC\"; parts of names will do.")],
+                                           "\"A/A, test,Zero-shot\"; parts of names will do.")],
 ) -> None:
     """Print the runs behind a cell of a table or a line of the audit: settings, code, data, and how to repeat them."""
     from analysis import trace as tracing
