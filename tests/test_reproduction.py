@@ -27,10 +27,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(weights: Path, root: Path, monkeypatch: pytest.MonkeyPatch, *assignments: str) -> int:
-    """The command in this process: its exit code; the table is table.csv of the working directory."""
+    """The command in this process: its exit code; the table is results/table.csv of the working directory."""
     settings = [word for assignment in ("data.image_size=72", *assignments) for word in ("--set", assignment)]
     monkeypatch.setattr(sys, "argv", ["medst", "evaluate", "--weights", str(weights), "--protocol", "as-published",
-                                      "--data", str(root), "--out", "table.csv", *settings])
+                                      "--data", str(root), "--out", "results/table.csv", *settings])
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code is None or isinstance(caught.value.code, int)
@@ -61,7 +61,7 @@ def test_published_weights_fill_the_reproduction_table(kind: str, root: Path, tm
     printed = capfd.readouterr()
     assert kind in printed.err and "tensors loaded" in printed.err
     assert "contaminated: the weights came from weights, whose training patients are not known" in printed.out
-    rows = list(csv.DictReader(Path("table.csv").read_text(encoding="utf-8").splitlines()))
+    rows = list(csv.DictReader(Path("results/table.csv").read_text(encoding="utf-8").splitlines()))
     assert all(math.isfinite(float(row["ours"])) for row in rows)
     compared = {(row["metric"], row["model"]) for row in rows if row["published"]}
     assert {("test/grounding/contrast_to_noise", "BioViL-T"), ("test/sentence_similarity/all/auroc", "BioViL-T"),
