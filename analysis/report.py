@@ -210,7 +210,7 @@ def entry(cell: Mapping[str, Any], metric: Mapping[str, Any], document: Mapping[
     lines = [arm["name"], metric["name"], f"mean {text} {metric['unit']}".rstrip() + f", n = {cell['n']}{counted_as}"]
     if cell["low"] is not None:
         half = (cell["high"] - cell["low"]) / 2
-        text += f" ± {_number(half, metric)}"
+        text += "" if metric["task"] == "cost" else f" ± {_number(half, metric)}"
         lines.append(f"95 % interval {_number(cell['low'], metric)} to {_number(cell['high'], metric)}")
     if cell["deviation"] is not None:
         lines.append(f"standard deviation over seeds {_number(cell['deviation'], metric)}")

@@ -338,6 +338,11 @@ def _test_sentences(plan: Plan, metrics: Sequence[Metric], rows: Sequence[Row], 
     if is_tested:
         sentences.append("‡ best mean; † cannot be told from the best (comparison with the best, 95 %); "
                          "a column without marks tells no arm from its best.")
+        if any(cell.mark == "best" for row in rows for cell in row.cells.values()):
+            first = max(plan.seeds) + 1
+            sentences.append("A best mean is chosen on the seeds that show it and so is optimistic; new seeds, read "
+                             "alone (the JSON of this table has every seed), measure it without that: medst sweep "
+                             f"extend {plan.name} --seeds {first}..{first + num_seeds - 1}.")
     else:
         sentences.append(f"With {counted(num_seeds, 'seed')} no exact paired test can reach {SIGNIFICANCE:.2f}, since "
                          f"its smallest p is 2/{2**num_seeds}: intervals only, no p, nothing marked.")
@@ -363,8 +368,8 @@ def _detectable_sentences(plan: Plan, metrics: Sequence[Metric], rows: Sequence[
         return f"{median_and_range(values, primary.scale, primary.digits)} {primary.unit}"
 
     if primary and found:
-        head = (f"MDD, minimum detectable difference: the smallest true difference in {primary.name} that the adjusted "
-                "test finds four times in five, where the other arms differ by nothing and all vary as measured")
+        head = ("MDD, minimum detectable difference: the smallest true difference that the adjusted test finds four "
+                f"times in five, where the other arms differ by nothing and all vary as measured; in {primary.name}")
         if math.isinf(found[0]):
             sentences.append(f"{head}: none (∞), however large, below {statistics.MIN_SEEDS_FOR_TEST} pairs.")
             differences = [row.cells[primary.key].difference for row in rows if row.kind == "arm"]

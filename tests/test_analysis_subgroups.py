@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from analysis_samples import SOURCE, make_plan, make_predictions, make_study
 from sklearn.metrics import roc_auc_score
 
-from analysis import registry, subgroups
+from analysis import registry, rendering, subgroups
 
 ARMS = ("full", "same", "worse")
 
@@ -50,6 +52,18 @@ def test_pairing_takes_the_patients_out_of_the_difference(table: subgroups.Resul
     full = table.rows[0].cells["subgroup/all/all"]
     assert worse.difference.mean == pytest.approx(worse.interval.mean - full.interval.mean)
     assert full.difference is None
+    # Patients have no deviation of a mean of AUROCs, and so no standardised difference.
+    assert all(math.isnan(value) for value in (worse.interval.deviation, worse.difference.interval.deviation,
+                                               worse.difference.effect_size))
+
+
+def test_every_part_shows_its_patients(table: subgroups.ResultTable) -> None:
+    frame = make_predictions(0)
+    own = {value: frame.loc[frame["sex"] == value, "group"].nunique() for value in ("F", "M")}
+    for shown in (rendering.markdown(table), rendering.latex(table)):
+        assert shown.count("patients") > 5
+    panel = next(panel for panel in table.panels if panel.title == "Sex")
+    assert rendering.feet(table, panel) == [("patients", {f"subgroup/sex/{value}": str(own[value]) for value in own})]
 
 
 def test_seeds_that_only_one_arm_has_are_not_in_the_difference() -> None:

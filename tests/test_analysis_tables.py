@@ -375,8 +375,9 @@ def _check_latex(stamped: str) -> None:
 def test_best_is_marked_only_where_something_is_told_from_it() -> None:
     told = tables.study_table(_study(6, global_only=-0.3), SOURCE)
     assert r"\textbf{" in rendering.latex(told) and "‡" in rendering.markdown(told)
+    assert "optimistic" in " ".join(told.caption) and "sweep extend overview --seeds 6..11" in " ".join(told.caption)
     same = tables.study_table(make_study(make_plan(ARMS, 6), noise=0.0), SOURCE)
-    assert r"\textbf{" not in rendering.latex(same)
+    assert r"\textbf{" not in rendering.latex(same) and "optimistic" not in " ".join(same.caption)
 
 
 def test_csv_leads_to_the_runs() -> None:
