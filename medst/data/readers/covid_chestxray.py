@@ -135,7 +135,7 @@ def _is_of_first_study(frame: pd.DataFrame, offset: pd.Series, day: pd.Series) -
     patient = frame["subject_id"]
     time = pd.DataFrame({"offset": offset, "day": day}).fillna(np.inf)
     is_same = (time == time.groupby(patient).transform("first")).all(axis=1)
-    is_stated = ~np.isinf(time).all(axis=1)
+    is_stated = (time < np.inf).any(axis=1)
     # Images that state no day may be of different ones: two of them at most are taken for one study.
     kind = pd.DataFrame({"patient": patient, "is_lateral": frame["view"].isin(LATERAL_VIEWS), "is_same": is_same})
     return is_same & (is_stated | ~kind.duplicated())
