@@ -65,4 +65,4 @@ def _draw_power(axes: Axes, powers: Mapping[str, Sequence[Rejections]]) -> None:
     axes.axhline(100 * statistics.POWER, color=GREY, linewidth=0.6, linestyle=":")
     axes.axhline(100 * LEVEL, color=BLACK, linewidth=0.6, linestyle=":")
     axes.set(title="Power at 6 seeds", xlabel="added difference (points)", ylabel="found (%)", ylim=(0, 102))
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", fontsize="x-small", handlelength=0.9, borderaxespad=0.1)
