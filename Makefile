@@ -97,7 +97,7 @@ paper: $(ENVIRONMENT)  ## Run all full studies, then make every table and figure
 	@for study in $(PAPER); do $(MEDST) sweep run "$$study" $(SWEEP_OPTIONS); done
 	@$(MEDST) results
 
-audit: $(ENVIRONMENT)  ## Test the instrument: false positives, planted effects, coverage, transfer (45 min; go on at will)
+audit: $(ENVIRONMENT)  ## Test the instrument: false positives, planted effects, coverage, transfer (an hour; go on at will)
 	@$(MEDST) audit $(if $(EXECUTOR),--executor $(EXECUTOR)) $(ARGS)
 
 # In a project folder of its own, so that its numbers never stand among real ones.
