@@ -147,8 +147,7 @@ def trace(document: Mapping[str, Any], cell: Mapping[str, Any], uri: str, experi
 def _base_texts(files: Sequence[str]) -> dict[str, str]:
     """Dotted key -> text as it is tracked, of the experiment files as they are now; empty where one cannot be read."""
     try:
-        return {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-                for key, value in flatten(load_config(*files)).items()}
+        return {key: tracking.tracked_text(value) for key, value in flatten(load_config(*files)).items()}
     except ConfigError:
         return {}
 
@@ -198,8 +197,8 @@ def _yaml_text(text: str) -> str:
 
 def _sweep_command(plan: Mapping[str, Any], study: Study, base: Mapping[str, str]) -> str:
     """The study as it was run: with its base, data and settings, whatever its file says by now."""
-    settings = {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-                for key, value in plan["settings"].items()} | _common_places(plan, study, base)
+    settings = {key: tracking.tracked_text(value) for key, value in plan["settings"].items()}
+    settings |= _common_places(plan, study, base)
     files = plan["base"]
     # A study of several files cannot be given them on the command line: they are its own.
     given = [f"--base {shlex.quote(files[0])}"] if len(files) == 1 else []

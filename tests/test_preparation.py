@@ -32,7 +32,7 @@ from medst.data.inspect import describe_selection, inspect
 from medst.data.loader import TrainLoader
 from medst.data.readers import DataError
 from medst.data.selection import count_selection
-from medst.data.sources import Source
+from medst.data.sources import Source, Sources
 from medst.data.splits import seen_by_trial
 from medst.data.store import Store, StoreError, open_store, prepare, prepare_set, verify
 from medst.data.support import SupportError, check_support, limits, missing_tasks
@@ -451,6 +451,27 @@ def test_changed_tables_of_tasks_are_read_whatever_the_order_of_commands(tmp_pat
     changed = make(out, "rsna", rsna)
     assert changed.rsna is not None and int(changed.rsna.images[2, 0, 0]) == 99
     assert (out / "covidx_images.npy").stat().st_ino == inode and verify(out) == []
+
+
+def test_a_table_that_changes_while_it_is_prepared_is_read_by_the_next_command(tmp_path: Path) -> None:
+    root, out = tmp_path / "raw", tmp_path / "store"
+    RawWriter(root).write_rsna()
+    sources = Sources("store", False, {"rsna": Source(str(root / "rsna"))})
+    table, as_read = root / "rsna" / "stage_2_train_labels.csv", sources.signatures()
+
+    def correct_the_table(title: str) -> Callable[[int, int], None]:
+        table.write_text(table.read_text().replace("0001-rsna,,,,,0", "0001-rsna,1,2,3,4,1"))
+        return lambda done, total: None
+
+    def signatures() -> dict[str, str]:
+        return dict(json.loads((out / "manifest.json").read_text(encoding="utf-8"))["signatures"])
+
+    first = make(out, "rsna", sources.sets["rsna"], step=correct_the_table)
+    assert first.rsna is not None and first.rsna.table["target"].tolist() == [1, 0, 0, 1, 0, 0]
+    assert signatures() == as_read != sources.signatures()
+    second = make(out, "rsna", sources.sets["rsna"])
+    assert second.rsna is not None and second.rsna.table["target"].tolist() == [1, 1, 0, 1, 0, 0]
+    assert signatures() == sources.signatures()
 
 
 def test_a_stopped_call_never_writes_into_the_finished_store(tmp_path: Path) -> None:

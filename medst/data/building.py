@@ -82,6 +82,8 @@ class _Building:
     previous: Path | None
     is_cache: bool
     inventory: Mapping[str, np.ndarray]
+    signatures: Mapping[str, str]
+    """Data set -> hash of its tables, as they were before the first was read."""
     digests: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     problems: list[tuple[str, str, str]] = field(default_factory=list)
@@ -149,9 +151,9 @@ def build(sources: Sources, folder: Path, image_size: int, num_workers: int, ste
         if not journal_of(path).is_file():
             path.unlink()
     workers = Workers(max(1, num_workers))
-    # Files that change meanwhile are noticed by the next call.
-    inventory = take_inventory(sources)
-    work = _Building(sources, folder, image_size, workers, step or _silent, previous, is_cache, inventory)
+    # Both are taken first: tables and files that change meanwhile are noticed by the next call.
+    signatures, inventory = sources.signatures(), take_inventory(sources)
+    work = _Building(sources, folder, image_size, workers, step or _silent, previous, is_cache, inventory, signatures)
     try:
         return _build(work)
     finally:
@@ -215,7 +217,7 @@ def _build(work: _Building) -> dict[str, Any]:
         "image_size": work.image_size, "data_sets": sorted(sources.sets), "corpus": sources.corpus or "",
         "steps": [list(entry) for entry in steps], "selection": selection,
         "notes": notes, "counts": work.counts, "digests": work.digests,
-        "num_problems": len(problems), "files": _checksums(work), "signatures": sources.signatures(),
+        "num_problems": len(problems), "files": _checksums(work), "signatures": dict(work.signatures),
         "fingerprint": fingerprint(json.dumps(work.digests, sort_keys=True)),
     }
 
@@ -509,7 +511,7 @@ def _take_over(work: _Building, name: str) -> bool:
         return False
     manifest, source = _manifest(work.previous), work.sources.sets[name]
     if (Sources.from_json(manifest["sources"]).sets.get(name) != source
-            or manifest["signatures"][name] != work.sources.signatures()[name]
+            or manifest["signatures"][name] != work.signatures[name]
             or not has_same_files(work.previous, name, source, work.image_size)):
         return False
     journal_of(work.folder / f"{name}_images.npy").unlink(missing_ok=True)

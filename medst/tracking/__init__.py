@@ -6,7 +6,7 @@ table and figure stands. What must not: torch, Ray, anything that computes a tri
 
 | file | holds |
 |---|---|
-| names | the tags, states and artifact paths that writer and reader share |
+| names | the tags, states, artifact paths and spelling of values that writer and reader share |
 | connection | addresses, clients, telemetry off, which errors mean "server away" |
 | environment | what a run says about the machine and the source it ran on |
 | privacy | what of a credentialed data set stays home |
@@ -27,7 +27,7 @@ from medst.tracking.adoptions import Adoption, adopted_keys, record_adoption
 from medst.tracking.connection import TrackingError, TrackingPlace, default_uri
 from medst.tracking.drain import drain_spools
 from medst.tracking.environment import describe_environment, torch_version
-from medst.tracking.names import TrialState
+from medst.tracking.names import TrialState, tracked_text
 from medst.tracking.privacy import PRIVATE_NOTICE, is_private_tracking_allowed, without_identifiers
 from medst.tracking.reading import (
     find_arrays,
@@ -74,5 +74,6 @@ __all__ = [
     "record_adoption",
     "torch_version",
     "track",
+    "tracked_text",
     "without_identifiers",
 ]

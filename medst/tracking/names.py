@@ -1,8 +1,10 @@
-"""The names that the writer and the readers share: tags, states, artifact paths."""
+"""What the writer and the readers share: names of tags, states and artifact paths, and how values are spelt."""
 
 from __future__ import annotations
 
+import json
 from enum import Enum
+from typing import Any
 
 KIND = "medst.kind"
 """`trial`, `study`, `search`, `ladder` or `adoption`."""
@@ -96,3 +98,8 @@ MLFLOW_STATUS = {
     INTERRUPTED: "KILLED",
 }
 """State with which a trial ends -> MLflow's status of the run."""
+
+
+def tracked_text(value: Any) -> str:
+    """A value as parameters and tags hold it: texts as they are, all else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -235,7 +235,8 @@ class _Writer:
         self._append(tags={names.STATE: names.TrialState.RUNNING.value, names.ATTEMPTS: str(self._spool.attempt),
                            names.NOTE: self._description.note()},
                      artifacts=(names.CONFIG_ARTIFACT, names.ENVIRONMENT_ARTIFACT))
-        for params in batches_of({key: _as_text(value)[:_LONGEST_PARAM] for key, value in flat.items()}, BATCH_OTHERS):
+        texts = {key: names.tracked_text(value)[:_LONGEST_PARAM] for key, value in flat.items()}
+        for params in batches_of(texts, BATCH_OTHERS):
             self._append(params=params)
 
     def write(self, record: Record) -> None:
@@ -274,7 +275,8 @@ class _Writer:
     def _write_facts(self, values: Mapping[str, Any]) -> None:
         numbers = {f"{names.FACT_METRIC_PREFIX}{name}": float(value) for name, value in values.items()
                    if isinstance(value, int | float | np.number) and not isinstance(value, bool)}
-        texts = {f"{names.FACT_TAG_PREFIX}{name}": _as_text(value)[:_LONGEST_TAG] for name, value in values.items()
+        texts = {f"{names.FACT_TAG_PREFIX}{name}": names.tracked_text(value)[:_LONGEST_TAG]
+                 for name, value in values.items()
                  if f"{names.FACT_METRIC_PREFIX}{name}" not in numbers}
         if numbers:
             self._write_metrics(0, numbers)
@@ -353,10 +355,6 @@ def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     for name in arrays:
         assert name not in ("file", "allow_pickle"), f"array name {name!r} is taken by numpy's writer"
     np.savez_compressed(path, allow_pickle=False, **dict(arrays))
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _now() -> int:
