@@ -180,6 +180,8 @@ def test_no_patient_is_on_both_sides_of_a_fold(seed: int) -> None:
     assert set(folds) == set(range(5))
     for group in np.unique(groups):
         assert len(set(folds[groups == group])) == 1
+    names = rng.permutation(25).astype(str)
+    np.testing.assert_array_equal(grouped_folds(labels, names[groups]), folds)
 
 
 def test_grouped_probe_finds_what_is_there_and_nothing_in_shuffled_labels() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import sklearn
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
@@ -52,7 +53,7 @@ def fit_logistic(features: np.ndarray, labels: np.ndarray, strength: float = PRO
 
 
 def grouped_folds(labels: np.ndarray, groups: np.ndarray, num_folds: int = PROBE_FOLDS, seed: int = 0) -> np.ndarray:
-    """Test fold of every example: stratified by label, no patient in two folds.
+    """Test fold of every example: stratified by label, no patient in two folds, whatever the patients are called.
 
     Raises:
         TooFewExamplesError: a class occurs in fewer patients than there are folds.
@@ -63,7 +64,10 @@ def grouped_folds(labels: np.ndarray, groups: np.ndarray, num_folds: int = PROBE
             raise TooFewExamplesError(f"class {name} occurs in {patients} patients, {num_folds} folds need as many")
     folds = np.full(len(labels), -1, dtype=np.int64)
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
-    for number, (_, test) in enumerate(splitter.split(labels[:, None], labels, groups)):
+    # Names are salted by store, and the splitter shuffles them sorted: numbered in the order in which they come, the same
+    # patients are in the same folds whichever store they were read into.
+    numbers = pd.factorize(groups)[0]
+    for number, (_, test) in enumerate(splitter.split(labels[:, None], labels, numbers)):
         folds[test] = number
     return folds
 
