@@ -66,7 +66,7 @@ class Planted:
 
 
 PLANTED = (
-    Planted("lateral view", "audit_lateral", "test/finding_zero_shot/mean/auroc", "lateral_information",
+    Planted("lateral view", "audit_lateral", "test/finding_zero_shot/pleural_effusion/auroc", "lateral_information",
             "no lateral view", True),
     Planted("text positions", "audit_order", "test/sentence_similarity/radgraph/auroc", "order_carries_meaning",
             "no positions", True),

@@ -215,12 +215,15 @@ def write_table(table: ResultTable, folder: Path) -> list[Path]:
     return write_texts(folder, table.name, texts)
 
 
-def _predictions(study: Study, uri: str) -> dict[str, pd.DataFrame]:
-    """Run -> per-example predictions of the finished trials that tracked them."""
+def _predictions(study: Study, uri: str) -> dict[str, dict[str, pd.DataFrame]]:
+    """Name of a table -> run -> per-example predictions of the finished trials that tracked them."""
     done = study.trials[study.trials["state"] == FINISHED]
-    kept = done[~done["withheld"].fillna("").str.contains(subgroups.PREDICTIONS, regex=False)]
-    return {run: frame for run in kept["run_id"]
-            for frame in [tracking.find_table(run, subgroups.PREDICTIONS, uri)] if frame is not None}
+    found: dict[str, dict[str, pd.DataFrame]] = {name: {} for name in subgroups.PREDICTIONS}
+    for run, withheld in zip(done["run_id"], done["withheld"].fillna(""), strict=True):
+        kept = [name for name in subgroups.PREDICTIONS if name not in withheld]
+        for name, frame in tracking.find_tables(run, kept, uri).items():
+            found[name][run] = frame
+    return found
 
 
 def _write_figures(study: Study, exhibits: Iterable[paper.Exhibit], folder: Path, uri: str) -> Made:

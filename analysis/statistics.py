@@ -288,6 +288,23 @@ def weighted_auroc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike) -> 
         return np.asarray((positive * (below + 0.5 * negative)).sum(axis=1) / pairs)
 
 
+def weighted_balanced_accuracy(labels: ArrayLike, is_right: ArrayLike, weights: ArrayLike) -> Floats:
+    """Mean over classes of the share that is right, under many weightings of the examples at once.
+
+    Args:
+        labels: (n,) classes; is_right: (n,) whether the example was given its own.
+        weights: (num_weightings, n), not negative; the draws of a bootstrap.
+
+    Returns:
+        (num_weightings,); NaN where a weighting leaves a class without an example.
+    """
+    table, right = np.asarray(weights, dtype=np.float64), np.asarray(is_right, dtype=bool)
+    is_class = [np.asarray(labels) == label for label in np.unique(np.asarray(labels))]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = [table[:, own & right].sum(axis=1) / table[:, own].sum(axis=1) for own in is_class]
+    return np.asarray(np.mean(shares, axis=0))
+
+
 @lru_cache(maxsize=256)
 def _detectable_effect(num_seeds: int, confidence: float, power: float) -> float:
     """Smallest mean difference in units of the differences' standard deviation."""

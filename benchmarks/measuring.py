@@ -67,6 +67,7 @@ def interleave(
     least_rounds: int = 3,
     keep: Callable[[Times], None] = lambda times: None,
     is_warm: bool = False,
+    has_lead_in: bool = False,
 ) -> Times:
     """Let the steps take turns until the time is used up, each round beginning with another one.
 
@@ -75,6 +76,8 @@ def interleave(
         least_rounds: so many rounds are made even if they take longer.
         keep: gets the times of all rounds so far after each, so that an interruption loses one round at most.
         is_warm: every step has run before; otherwise each runs once before the clock starts.
+        has_lead_in: each turn begins with a run that is not timed. In training a step follows one of its own kind; here
+            it would pay for the memory that another way has just given back to the system.
     """
     names = tuple(steps)
     for name in () if is_warm else names:
@@ -86,6 +89,9 @@ def interleave(
         row = [0.0] * len(names)
         for offset in range(len(names)):
             index = (offset + len(rows)) % len(names)
+            if has_lead_in:
+                steps[names[index]]()
+                synchronise(device)
             start = _clock()
             steps[names[index]]()
             synchronise(device)

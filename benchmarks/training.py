@@ -160,7 +160,7 @@ def measure_training(
         keep(measured)
 
     interleave({**main, "products, float32": products, "products, bfloat16": halves}, device, seconds=0.5 * seconds,
-               keep=keep_main)
+               keep=keep_main, has_lead_in=True)
     # On a CPU nothing is compiled, and every kernel has run by now.
     interleave({FAST_NAME: main[FAST_NAME], **alone}, device, seconds=0.3 * seconds, keep=keep_alone,
                is_warm=not is_accelerated)

@@ -140,7 +140,7 @@ def make_predictions(seed: int, shift: float = 1.0, num_patients: int = 30) -> p
         label = (np.arange(len(patients)) % 2).astype(int)
         frames.append(pd.DataFrame({
             "example": np.arange(len(patients)), "group": [f"{patient:016x}" for patient in patients], "label": label,
-            "score": shift * label + generator.normal(0, 1, len(patients)), "finding": finding,
+            "score": shift * label + generator.normal(0, 1, len(patients)), "finding": finding, "protocol": "corrected",
             "view": np.where(patients % 2 == 0, "AP", "PA"), "sex": np.where(patients % 3 == 0, "F", "M"),
             "age": "40-59", "prior": np.where(np.arange(len(patients)) % 3 == 0, "no", "yes")}))
     return pd.concat(frames, ignore_index=True)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import DescrStatsW
 
@@ -227,6 +227,19 @@ def test_standardised_difference_against_scipy() -> None:
     t = stats.ttest_rel(first, second).statistic
     bias = stats.nct.mean(6, 1.0)
     assert statistics.paired_difference(first, second).effect_size == pytest.approx(t / math.sqrt(7) / bias)
+
+
+def test_weighted_balanced_accuracy_by_hand_and_by_another_library() -> None:
+    labels, is_right = ["a", "a", "b", "c"], [True, False, True, False]
+    # Shares 1/2, 1 and 0; with a third drawing of the first example 3/4, 1 and 0.
+    assert statistics.weighted_balanced_accuracy(labels, is_right, [[1, 1, 1, 1], [3, 1, 1, 1]]) == pytest.approx(
+        [1.5 / 3, 1.75 / 3])
+    assert np.isnan(statistics.weighted_balanced_accuracy(labels, is_right, [[1, 1, 1, 0]])).all()
+    generator = np.random.default_rng(0)
+    truth, said = generator.integers(0, 3, 60), generator.integers(0, 3, 60)
+    weights = generator.integers(0, 3, (4, 60))
+    other = [balanced_accuracy_score(truth, said, sample_weight=row) for row in weights]
+    assert statistics.weighted_balanced_accuracy(truth, said == truth, weights) == pytest.approx(other)
 
 
 def test_weighted_auroc_by_hand() -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from analysis_samples import SOURCE, make_plan, make_predictions, make_study
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from analysis import registry, rendering, subgroups
 
 ARMS = ("full", "same", "worse")
+ZERO_SHOT = "predictions/finding_zero_shot"
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +22,7 @@ def table() -> subgroups.ResultTable:
     shifts = {"full": 1.0, "same": 1.0, "worse": 0.2}
     predictions = {run: make_predictions(seed, shifts[arm]) for arm, seed, run in
                    study.trials[["arm", "seed", "run_id"]].itertuples(index=False)}
-    made = subgroups.subgroup_table(study, predictions, SOURCE, num_replicates=200)
+    made = subgroups.subgroup_table(study, {ZERO_SHOT: predictions}, SOURCE, num_replicates=200)
     assert made is not None
     return made
 
@@ -71,7 +73,7 @@ def test_seeds_that_only_one_arm_has_are_not_in_the_difference() -> None:
     runs = study.trials.set_index(["arm", "seed"])["run_id"]
     predictions = {runs["full", 0]: make_predictions(0), runs["full", 1]: make_predictions(5, 3.0),
                    runs["same", 0]: make_predictions(0)}
-    table = subgroups.subgroup_table(study, predictions, SOURCE, num_replicates=20)
+    table = subgroups.subgroup_table(study, {ZERO_SHOT: predictions}, SOURCE, num_replicates=20)
     assert table is not None
     difference = table.rows[1].cells["subgroup/all/all"].difference
     assert difference is not None and difference.mean == 0.0
@@ -80,5 +82,62 @@ def test_seeds_that_only_one_arm_has_are_not_in_the_difference() -> None:
 def test_without_traits_there_is_no_table() -> None:
     study = make_study(make_plan(ARMS[:1], 1))
     bare = make_predictions(0).drop(columns=list(subgroups.TRAITS))
-    assert subgroups.subgroup_table(study, {study.trials["run_id"].iloc[0]: bare}, SOURCE) is None
+    assert subgroups.subgroup_table(study, {ZERO_SHOT: {study.trials["run_id"].iloc[0]: bare}}, SOURCE) is None
     assert subgroups.subgroup_table(study, {}, SOURCE) is None
+
+
+def test_other_tasks_are_scored_over_their_own_patients() -> None:
+    study = make_study(make_plan(ARMS[:2], 1))
+    runs = study.trials.set_index(["arm", "seed"])["run_id"]
+    temporal = make_predictions(1, num_patients=24)
+    classes = np.array(["improving", "stable", "worsening"], dtype=object)[temporal["example"] % 3]
+    temporal["label"] = classes
+    sentences = make_predictions(2, num_patients=40).iloc[:120].assign(finding="all")
+    rsna = make_predictions(3).assign(finding="pneumonia")
+    # What was judged as published is another score of the same examples.
+    published = rsna.assign(protocol="as_published", score=-rsna["score"])
+    predictions = {
+        ZERO_SHOT: {runs[arm, 0]: make_predictions(0) for arm in ARMS[:2]},
+        "predictions/temporal_image": {runs["full", 0]: temporal, runs["same", 0]: temporal},
+        "predictions/sentence_similarity": {runs["full", 0]: sentences},
+        "predictions/rsna_zero_shot": {runs["full", 0]: pd.concat([rsna, published])},
+    }
+    table = subgroups.subgroup_table(study, predictions, SOURCE, num_replicates=300)
+    assert table is not None
+    (panel,) = (panel for panel in table.panels if panel.title == "Other tasks")
+    assert [metric.key.split("/")[1] for metric in panel.metrics] == [
+        "rsna_zero_shot", "temporal_image", "sentence_similarity"]
+    full = table.rows[0].cells
+    right = temporal["score"].to_numpy() > 0
+    by_finding = [np.mean([right[(temporal["finding"] == finding) & (classes == label)].mean()
+                           for label in ("improving", "stable", "worsening")]) for finding in registry.FINDINGS]
+    assert full["subgroup/temporal_image/all"].interval.mean == pytest.approx(np.mean(by_finding))
+    assert full["subgroup/temporal_image/all"].interval.n == 24
+    assert full["subgroup/sentence_similarity/all"].interval.mean == pytest.approx(
+        balanced_accuracy_score(sentences["label"], sentences["score"] >= 0))
+    assert full["subgroup/rsna_zero_shot/all"].interval.mean == pytest.approx(
+        roc_auc_score(rsna["label"], rsna["score"]))
+    same = table.rows[1].cells
+    assert same["subgroup/temporal_image/all"].difference is not None
+    assert same["subgroup/temporal_image/all"].difference.interval.half_width == 0.0
+    assert same["subgroup/sentence_similarity/all"].interval.n == 0, "an arm without predictions has no score"
+
+
+def test_the_interval_over_patients_is_that_of_their_draws() -> None:
+    # One example a patient, right with probability 0.7 in both classes: the standard error of a mean of two shares.
+    study = make_study(make_plan(ARMS[:1], 1))
+    run = study.trials["run_id"].iloc[0]
+    generator = np.random.default_rng(0)
+    label = np.arange(400) % 2
+    right = generator.random(400) < 0.7
+    frame = pd.DataFrame({"example": np.arange(400), "group": [f"{row:016x}" for row in range(400)], "label": label,
+                          "score": np.where(right == (label == 1), 1.0, -1.0), "finding": "all",
+                          "protocol": "corrected"})
+    table = subgroups.subgroup_table(study, {ZERO_SHOT: {run: make_predictions(0)},
+                                             "predictions/sentence_similarity": {run: frame}}, SOURCE)
+    assert table is not None
+    interval = table.rows[0].cells["subgroup/sentence_similarity/all"].interval
+    shares = [right[label == value].mean() for value in (0, 1)]
+    assert interval.mean == pytest.approx(np.mean(shares))
+    error = math.sqrt(sum(share * (1 - share) / 200 for share in shares)) / 2
+    assert interval.half_width == pytest.approx(1.96 * error, rel=0.1)

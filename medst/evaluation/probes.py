@@ -64,8 +64,8 @@ def grouped_folds(labels: np.ndarray, groups: np.ndarray, num_folds: int = PROBE
             raise TooFewExamplesError(f"class {name} occurs in {patients} patients, {num_folds} folds need as many")
     folds = np.full(len(labels), -1, dtype=np.int64)
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
-    # Names are salted by store, and the splitter shuffles them sorted: numbered in the order in which they come, the same
-    # patients are in the same folds whichever store they were read into.
+    # Names are salted by store, and the splitter shuffles them sorted: numbered in the order in which they come,
+    # the same patients are in the same folds whichever store they were read into.
     numbers = pd.factorize(groups)[0]
     for number, (_, test) in enumerate(splitter.split(labels[:, None], labels, numbers)):
         folds[test] = number

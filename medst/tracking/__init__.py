@@ -31,7 +31,7 @@ from medst.tracking.names import TrialState, tracked_text
 from medst.tracking.privacy import PRIVATE_NOTICE, is_private_tracking_allowed, without_identifiers
 from medst.tracking.reading import (
     find_arrays,
-    find_table,
+    find_tables,
     list_artifacts,
     list_studies,
     load_arrays,
@@ -59,7 +59,7 @@ __all__ = [
     "drain_spools",
     "ensure_study_run",
     "find_arrays",
-    "find_table",
+    "find_tables",
     "is_private_tracking_allowed",
     "list_artifacts",
     "list_studies",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import time as clock
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -151,21 +151,26 @@ def load_arrays(run_id: str, name: str, uri: str | None = None) -> dict[str, np.
         return dict(arrays)
 
 
-def find_table(run_id: str, name: str, uri: str | None = None) -> pd.DataFrame | None:
-    """`load_table`, or None where the trial tracked no such table."""
-    is_there = _has_artifact(run_id, f"{name}{names.TABLE_SUFFIX}", uri)
-    return load_table(run_id, name, uri) if is_there else None
+def find_tables(run_id: str, asked: Sequence[str], uri: str | None = None) -> dict[str, pd.DataFrame]:
+    """`load_table` of those names whose table the trial tracked."""
+    there = _artifacts(run_id, {_folder(name) for name in asked}, uri)
+    return {name: load_table(run_id, name, uri) for name in asked if f"{name}{names.TABLE_SUFFIX}" in there}
 
 
 def find_arrays(run_id: str, name: str, uri: str | None = None) -> dict[str, np.ndarray] | None:
     """`load_arrays`, or None where the trial tracked no such arrays."""
-    is_there = _has_artifact(run_id, f"{name}{names.ARRAYS_SUFFIX}", uri)
+    is_there = f"{name}{names.ARRAYS_SUFFIX}" in _artifacts(run_id, {_folder(name)}, uri)
     return load_arrays(run_id, name, uri) if is_there else None
 
 
-def _has_artifact(run_id: str, artifact: str, uri: str | None) -> bool:
-    folder = artifact.rpartition("/")[0]
-    return any(item.path == artifact for item in client(uri or default_uri()).list_artifacts(run_id, folder or None))
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _artifacts(run_id: str, folders: Iterable[str], uri: str | None) -> set[str]:
+    """Paths of the files in these folders of a run's artifacts."""
+    reader = client(uri or default_uri())
+    return {item.path for folder in folders for item in reader.list_artifacts(run_id, folder or None)}
 
 
 def load_config_of(run_id: str, uri: str | None = None) -> Config:
