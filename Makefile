@@ -136,7 +136,7 @@ phantom: $(ENVIRONMENT)  ## Write the phantom data. PRESET=tiny|small|paper|smok
 # ---- Speed -------------------------------------------------------------------------------------------------------
 
 .PHONY: bench
-bench: $(ENVIRONMENT)  ## Measure speed and memory against the published way (25 minutes). ARGS="--minutes 4"
+bench: $(ENVIRONMENT)  ## Measure speed and memory against the published way (28 minutes). ARGS="--minutes 4"
 	@$(PYTHON) -m benchmarks $(ARGS)
 
 .PHONY: bench-engine
