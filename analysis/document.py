@@ -1,6 +1,6 @@
 """A table as data: the JSON beside every table, which programs read instead of its text.
 
-What lives here: the one format, `medst-table/1`, described in docs/results.md. What must not: anything that is not in
+What lives here: the one format, `medst-table/2`, described in docs/results.md. What must not: anything that is not in
 the `ResultTable`.
 """
 
@@ -15,7 +15,7 @@ from analysis.registry import Metric
 from analysis.statistics import PairedDifference
 from analysis.tables import ResultTable, Row
 
-FORMAT = "medst-table/1"
+FORMAT = "medst-table/2"
 
 
 def table_document(table: ResultTable) -> dict[str, Any]:

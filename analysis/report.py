@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analysis import audit, paper
+from analysis.document import FORMAT
 from analysis.provenance import Manifest
 from analysis.rendering import VERDICT_TITLE, p_value
 from analysis.statistics import MIN_SEEDS_FOR_TEST
@@ -59,15 +60,19 @@ def report_html(out: Path, manifest: Manifest, link: Callable[[str], str]) -> st
                               lstrip_blocks=True, undefined=StrictUndefined)
     tables = {Path(name).stem: json.loads((out / name).read_text(encoding="utf-8"))
               for name in manifest.files if name.startswith("tables/") and name.endswith(".json")}
+    # A call for one study leaves the tables of the others as an earlier version of the program wrote them.
+    foreign = {name for name, document in tables.items() if document.get("format") not in (FORMAT, audit.FORMAT)}
+    tables = {name: document for name, document in tables.items() if name not in foreign}
+    missing = manifest.missing | dict.fromkeys(foreign, "Made by another version of the program. Run: make results")
     captions = {Path(name).stem: without_stamp((out / name).read_text(encoding="utf-8"))
                 for name in manifest.files if name.startswith("figures/") and name.endswith(".md")}
-    sections = [*_exhibits(out, tables, captions, manifest), *_others(out, tables, captions)]
+    sections = [*_exhibits(out, tables, captions, missing), *_others(out, tables, captions, missing)]
     # The address of run 'RUN' tells where any run is.
     return environment.get_template("report.html.j2").render(
         sections=sections, run_address=link("RUN"), verdict_title=VERDICT_TITLE)
 
 
-def _exhibits(out: Path, tables: Mapping[str, Any], captions: Mapping[str, str], manifest: Manifest
+def _exhibits(out: Path, tables: Mapping[str, Any], captions: Mapping[str, str], missing: Mapping[str, str]
               ) -> Iterator[dict[str, Any]]:
     for exhibits, heading in ((paper.TABLES, "Table"), (paper.FIGURES, "Figure")):
         for number, exhibit in enumerate(exhibits, start=1):
@@ -77,10 +82,14 @@ def _exhibits(out: Path, tables: Mapping[str, Any], captions: Mapping[str, str],
             elif exhibit.name in captions and exhibit.kind == "figure":
                 yield head | _figure(out, exhibit.name, captions[exhibit.name])
             else:
-                yield head | {"kind": "missing", "reason": manifest.missing.get(exhibit.name, "Not made yet.")}
+                yield head | {"kind": "missing", "reason": missing.get(exhibit.name, "Not made yet.")}
 
 
-def _others(out: Path, tables: Mapping[str, Any], captions: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def _others(out: Path, tables: Mapping[str, Any], captions: Mapping[str, str], missing: Mapping[str, str]
+            ) -> Iterator[dict[str, Any]]:
+    for name in sorted(set(missing) - set(paper.EXHIBITS)):
+        yield {"id": f"table-{name}", "heading": "Further table", "title": name, "kind": "missing",
+               "reason": missing[name]}
     for name, document in sorted(tables.items()):
         if name not in paper.EXHIBITS:
             is_audit = document["format"] == audit.FORMAT

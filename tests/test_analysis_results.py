@@ -14,8 +14,9 @@ from analysis_samples import PRIMARY, fill_store, make_frames, make_plan
 from nbclient.exceptions import CellExecutionError
 from rich.console import Console
 
-from analysis import checking, paper, results, trace
+from analysis import checking, paper, report, results, trace
 from analysis.notebooks import FOLDER, run_notebooks
+from analysis.provenance import Manifest
 from analysis.tidy import load_study
 from medst import tracking
 from medst.config import hash_file
@@ -106,7 +107,7 @@ def test_every_file_carries_the_fingerprint_of_what_it_was_made_from(made: tuple
 def test_the_json_is_the_table(made: tuple[Path, list[Path], str], uri: str) -> None:
     out, _, _ = made
     document = json.loads((out / "tables" / "overview.json").read_text(encoding="utf-8"))
-    assert document["format"] == "medst-table/1" and document["seeds"] == [0, 1] and document["reference"] == "full"
+    assert document["format"] == "medst-table/2" and document["seeds"] == [0, 1] and document["reference"] == "full"
     assert [arm["name"] for arm in document["arms"] if arm["kind"] == "arm"] == list(ARMS)
     runs = tracking.load_runs(uri, EXPERIMENT, "overview").set_index("run_id")
     cell = next(cell for cell in document["cells"] if cell["arm"] == ARMS[1] and cell["metric"] == PRIMARY)
@@ -128,6 +129,14 @@ def test_a_second_call_makes_nothing_again_and_an_edit_is_repaired(uri: str, tmp
     edited.write_text(edited.read_text(encoding="utf-8").replace("7", "9"), encoding="utf-8")
     repaired = make()
     assert repaired["overview.md"] != first["overview.md"] and repaired["private.md"] == first["private.md"]
+
+
+def test_the_page_bears_tables_of_another_version(uri: str, tmp_path: Path) -> None:
+    results.make_results(uri, EXPERIMENT, tmp_path, only="tables", console=Console(file=io.StringIO()))
+    for name in ("private", "task_rsna_zero_shot"):
+        (tmp_path / "tables" / f"{name}.json").write_text('{"format": "medst-table/0", "rows": []}', encoding="utf-8")
+    page = report.report_html(tmp_path, Manifest.read(tmp_path), lambda run: run)
+    assert page.count("Made by another version of the program. Run: make results") == 2
 
 
 def test_check_results_finds_edits_stale_runs_and_gaps(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -29,7 +29,7 @@ def cell(arm: str, values: dict[str, float], runs: dict[str, str], metric: str =
 def folder(path: Path, cells: list[dict[str, Any]], name: str = "tiny", **changes: Any) -> Path:
     (path / "tables").mkdir(parents=True, exist_ok=True)
     metrics = [{**METRIC, "key": key} for key in dict.fromkeys(cell["metric"] for cell in cells)]
-    document = {"format": "medst-table/1", "name": name, "metrics": metrics, "cells": cells,
+    document = {"format": "medst-table/2", "name": name, "metrics": metrics, "cells": cells,
                 "reference": "full",
                 "arms": [{"name": arm} for arm in dict.fromkeys(cell["arm"] for cell in cells)], **changes}
     (path / "tables" / f"{name}.json").write_text(json.dumps(document))
