@@ -76,8 +76,8 @@ def interleave(
         least_rounds: so many rounds are made even if they take longer.
         keep: gets the times of all rounds so far after each, so that an interruption loses one round at most.
         is_warm: every step has run before; otherwise each runs once before the clock starts.
-        has_lead_in: each turn begins with a run that is not timed. In training a step follows one of its own kind; here
-            it would pay for the memory that another way has just given back to the system.
+        has_lead_in: each turn begins with a run that is not timed, since in training a step follows one of its own kind,
+            and not one that has left the memory otherwise.
     """
     names = tuple(steps)
     for name in () if is_warm else names:
