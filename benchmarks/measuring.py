@@ -76,7 +76,7 @@ def interleave(
         least_rounds: so many rounds are made even if they take longer.
         keep: gets the times of all rounds so far after each, so that an interruption loses one round at most.
         is_warm: every step has run before; otherwise each runs once before the clock starts.
-        has_lead_in: each turn begins with a run that is not timed, since in training a step follows one of its own kind,
+        has_lead_in: each turn begins with a run that is not timed: in training a step follows one of its own kind,
             and not one that has left the memory otherwise.
     """
     names = tuple(steps)
