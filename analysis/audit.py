@@ -53,8 +53,8 @@ class Planted:
     study: str
     metric: str
     dial: str
-    transfer_arm: str
-    """The arm of `audit_transfer` without the information."""
+    transfer: tuple[str, str]
+    """The arms of `audit_transfer` with the information and without it."""
     has_pairs: bool
     """True: every dose has an arm that cannot use the information; else all doses are compared with dose 0."""
 
@@ -66,15 +66,16 @@ class Planted:
 
 
 PLANTED = (
-    Planted("lateral view", "audit_lateral", "test/finding_zero_shot/pleural_effusion/auroc", "lateral_information",
-            "no lateral view", True),
-    Planted("text positions", "audit_order", "test/sentence_similarity/radgraph/auroc", "order_carries_meaning",
-            "no positions", True),
+    Planted("lateral view", "audit_lateral", "test/retrieval/image_to_report/r1", "lateral_information",
+            ("laterals", "no laterals"), True),
+    Planted("text positions", "audit_order", "test/retrieval/r5", "presence_by_order",
+            ("positions", "no positions"), True),
     Planted("words of change, sentences", "audit_change", "test/sentence_similarity/all/auroc", "change_words",
-            "no change words", False),
+            ("change words", "no change words"), False),
     Planted("words of change, direction", "audit_change", "test/direction/words/mean/auroc", "change_words",
-            "no change words", False),
-    Planted("side words", "audit_sides", "test/sides/mean/auroc", "word_localisation", "no side words", False),
+            ("change words", "no change words"), False),
+    Planted("side words", "audit_sides", "test/sides/mean/auroc", "word_localisation",
+            ("side words", "no side words"), False),
 )
 
 
@@ -243,7 +244,7 @@ def _transfer_rows(study: Study, highest: Mapping[str, Row], gaps: list[str]) ->
         own = highest.get(effect.name)
         seen = "there: not measured" if own is None else f"there: {_number(own.value)}, {own.verdict}"
         for world in dict.fromkeys(arm.partition(",")[0] for arm in study.plan.arms):
-            whole, cut = f"{world}, whole", f"{world}, {effect.transfer_arm}"
+            whole, cut = (f"{world}, {arm}" for arm in effect.transfer)
             difference = statistics.paired_difference(scores[whole].to_numpy(), scores[cut].to_numpy())
             if difference.n < 2:
                 gaps.append(f"{study.plan.name}: {effect.name}, no two pairs of seeds for {WORLDS[world]}")

@@ -151,12 +151,15 @@ def _covidx() -> list[Metric]:
 def _retrieval() -> list[Metric]:
     task = "retrieval"
     metrics = []
-    for prefix, head, panel in (("", "Two-view image-report retrieval", "Frontal with lateral"),
-                                ("frontal/", "Frontal-only image-report retrieval", "Frontal alone")):
+    two_views = "Two-view image-report retrieval"
+    for prefix, head, short, panel in (
+            ("", two_views, "", "Frontal with lateral"),
+            ("image_to_report/", f"{two_views}, report by image", "Report ", "Frontal with lateral, report by image"),
+            ("report_to_image/", f"{two_views}, image by report", "Image ", "Frontal with lateral, image by report"),
+            ("frontal/", "Frontal-only image-report retrieval", "Frontal ", "Frontal alone")):
         for rank in (1, 5, 10):
-            metrics.append(Metric(f"test/{task}/{prefix}r{rank}", f"{head}, recall at {rank}",
-                                  f"R@{rank}" if not prefix else f"Frontal R@{rank}", task, panel, f"R@{rank}",
-                                  component="MoVE and views" if rank == 5 and not prefix else ""))
+            metrics.append(Metric(f"test/{task}/{prefix}r{rank}", f"{head}, recall at {rank}", f"{short}R@{rank}", task,
+                                  panel, f"R@{rank}", component="MoVE and views" if rank == 5 and not prefix else ""))
     return metrics
 
 

@@ -103,7 +103,10 @@ def test_intervals_cover_the_truth_of_a_normal_pool() -> None:
 
 
 def audit_study(name: str, arms: tuple[str, ...], effects: dict[str, float]) -> Study:
-    return make_study(replace(make_plan(arms, 6, name), expectations=()), effects=effects)
+    """Six seeds of these arms, with every outcome that the audit reads."""
+    plan = make_plan(arms, 6, name)
+    metrics = dict.fromkeys(effect.metric for effect in PLANTED)
+    return make_study(replace(plan, expectations=(), secondary=tuple(metrics)), effects=effects)
 
 
 def test_a_dose_response_by_hand() -> None:
@@ -143,8 +146,9 @@ def test_what_is_not_planted_must_not_be_found_and_transfer_asks_the_interval() 
         ("not found", "found, though nothing is planted"), ("between", "found"), ("found", "found"),
         ("above 0", "rise not shown")]
     arms = tuple(f"{world}, {arm}" for world in audit.WORLDS
-                 for arm in ("whole", *dict.fromkeys(effect.transfer_arm for effect in PLANTED)))
-    elsewhere = audit_study("audit_transfer", arms, {"second, whole": 0.2, "decorrelated, whole": -0.2})
+                 for arm in dict.fromkeys(arm for effect in PLANTED for arm in effect.transfer))
+    elsewhere = audit_study("audit_transfer", arms, {
+        "second, laterals": 0.2, "second, side words": 0.2, "decorrelated, laterals": -0.2})
     found = audit.audit({"audit_lateral": study, "audit_transfer": elsewhere}, SOURCE)
     told = {row.what: (row.expected, row.verdict) for row in found.rows if row.check == "transfer"}
     assert told["lateral view, second geometry and grammar"] == (
@@ -199,8 +203,19 @@ def test_the_studies_of_the_audit_hold_what_the_audit_reads(repository: Path) ->
             other = phantom_of(Path(by_name[cut].data.root))
             assert other is not None and other.model_copy(update={effect.dial: dose}) == phantom
         for world in audit.WORLDS:
-            assert {f"{world}, whole", f"{world}, {effect.transfer_arm}"} <= {
-                arm.name for arm in studies["audit_transfer"].arms}
+            elsewhere = {arm.name: arm.config for arm in studies["audit_transfer"].arms}
+            whole, cut = (elsewhere[f"{world}, {arm}"] for arm in effect.transfer)
+            phantoms = [phantom_of(Path(config.data.root)) for config in (whole, cut)]
+            # The world is another, and again nothing differs beside the information.
+            changed = {"second": {"geometry": "second", "grammar": "second"},
+                       "decorrelated": {"test_device_correlation": 0.0}}[world]
+            dose = 0.0 if arms[0][2] == "0" else 1.0
+            assert phantoms[0] is not None and phantoms[1] == phantoms[0].model_copy(update={effect.dial: dose})
+            own = phantom_of(Path(by_name[arms[-1][1]].data.root))
+            assert own is not None and phantoms[0] == own.model_copy(update=changed)
+            assert whole.training == by_name[arms[-1][1]].training
+            assert effect.metric in (studies["audit_transfer"].file.primary_metric,
+                                     *studies["audit_transfer"].file.secondary_metrics)
 
 
 def test_the_audit_of_a_store_finds_what_was_planted(tmp_path: Path, repository: Path) -> None:

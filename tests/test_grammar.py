@@ -65,6 +65,7 @@ class Dials:
     omission: float = 0.0
     hedge: float = 0.3
     order_carries_meaning: float = 0.3
+    presence_by_order: float = 0.0
     progression_threshold: float = 0.1
 
 
@@ -325,6 +326,22 @@ def test_order_alone_can_carry_the_meaning(grammar: GrammarName) -> None:
             zip(bags[:40], texts[:40], strict=True), zip(bags[40:], texts[40:], strict=True)
         )
     )
+
+
+@pytest.mark.parametrize("grammar", GRAMMARS)
+def test_presence_by_order_leaves_the_same_words_in_every_report(grammar: GrammarName) -> None:
+    """One bag of words for all captions; another order wherever other findings are seen; mentions as seen."""
+    orders: dict[frozenset[str], set[str]] = {}
+    dials = Dials(presence_by_order=1.0, copy_forward=0.5, omission=0.5)
+    for patient, index, report, _ in _reports(dials, grammar, 300):
+        study = patient.studies[index]
+        seen = frozenset(finding.name for finding in study.findings
+                         if study.lateral_view is not None or not finding.is_lateral_only)
+        assert report.mentioned == {name: "positive" if name in seen else "negative" for name in FINDINGS}
+        orders.setdefault(seen, set()).add(caption(extract_sections(report.text), "corrected") or "")
+    texts = [text for found in orders.values() for text in found]
+    assert len(orders) > 10 and len(set(texts)) == len(texts) == len(orders)
+    assert len({tuple(sorted(text.split())) for text in texts}) == 1
 
 
 @pytest.mark.parametrize("grammar", GRAMMARS)

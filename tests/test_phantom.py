@@ -377,6 +377,13 @@ def test_course_of_the_tiny_preset_has_what_the_trials_need(cohort: list[Patient
         assert min(shares) > 0.2, (name, shares)
 
 
+def test_the_world_of_effusions_has_no_other_finding_and_as_many_with_as_without() -> None:
+    studies = [one for index in range(300) for one in draw_patient(PRESETS["effusions"], "train", index).studies]
+    names = [{finding.name for finding in one.findings} for one in studies]
+    assert set().union(*names) == {"pleural_effusion"}
+    assert 0.35 < np.mean([bool(found) for found in names]) < 0.65
+
+
 def test_times_increase_and_laterals_belong_to_the_ambulant(cohort: list[Patient]) -> None:
     studies = [one for patient in cohort for one in patient.studies]
     assert all(before.time < after.time for patient in cohort

@@ -138,10 +138,14 @@ def write_report(
     is_compared_outside = study_index == 0 and writer.happens(COMPARED_OUTSIDE)
     prior = None if compared_with is None else patient.studies[compared_with]
     previous = patient.studies[study_index - 1] if study_index > 0 else None
-    statements = [
-        statement for name in FINDINGS if (statement := writer.statement(name, study, previous, prior)) is not None
-    ]
-    body = writer.body(study, prior, is_compared_outside, statements)
+    if writer.is_told_by_presence():
+        statements = writer.plain_statements(study)
+        body = writer.ordered_body(statements)
+    else:
+        statements = [
+            statement for name in FINDINGS if (statement := writer.statement(name, study, previous, prior)) is not None
+        ]
+        body = writer.body(study, prior, is_compared_outside, statements)
     comparison = writer.comparison(study_index, compared_with, is_compared_outside)
     header = writer.header(patient, study_index, comparison)
     return Report(
@@ -195,6 +199,24 @@ class _ReportWriter(SentenceWriter):
             change=change,
             degree_before=degree_of(before[0].severity) if before else None,
         )
+
+    def is_told_by_presence(self) -> bool:
+        # No draw where the dial is 0: the reports of other phantoms stay as they are, byte for byte.
+        return self.dials.presence_by_order > 0 and self.happens(self.dials.presence_by_order)
+
+    def plain_statements(self, study: Study) -> list[Statement]:
+        """Every finding, present or absent as the study's views show it."""
+        has_lateral = study.lateral_view is not None
+        seen = {
+            name: tuple(part for part in _findings_of(study, name) if has_lateral or not part.is_lateral_only)
+            for name in FINDINGS
+        }
+        return [Statement(name, "positive" if parts else "negative", parts, None, None) for name, parts in seen.items()]
+
+    def ordered_body(self, statements: Sequence[Statement]) -> _Body:
+        present = [statement.name for statement in statements if statement.parts]
+        absent = [statement.name for statement in statements if not statement.parts]
+        return _Body(self.presence_by_order(present, absent), [], [])
 
     def clause(self, statement: Statement, study: Study) -> str:
         """What tells how the finding was seen; for FINDINGS, which say more than the IMPRESSION."""

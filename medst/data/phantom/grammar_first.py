@@ -160,6 +160,7 @@ LEXICON = Lexicon(
         "{np} {have} gone from {before} to {now}{since}",
         "{np} {be} now {now}, previously {before}",
     ),
+    presence_by_order=("there is", "no", "other process or abnormality"),
     new_frames=(
         "new {np}{since}",
         "there {be} {a}new {np}{since}",

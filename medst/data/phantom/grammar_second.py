@@ -163,6 +163,7 @@ LEXICON = Lexicon(
         "{np} turned from {before} into {now}{since}",
         "{np}, {before} earlier and {now} at present",
     ),
+    presence_by_order=("we see", "nothing of", "other process or disease"),
     new_frames=(
         "{np} not present earlier",
         "{a}{np} {have} appeared{since}",

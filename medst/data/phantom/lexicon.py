@@ -88,6 +88,8 @@ class Lexicon:
     same for the three progressions, so that a frame alone never tells the direction."""
     order_frames: tuple[str, ...]
     """Direction told by the order of two degrees: '{np} {have} gone from {before} to {now}{since}'."""
+    presence_by_order: tuple[str, str, str]
+    """The same words for any set of findings: what begins, what parts the present from the absent, what ends."""
     new_frames: tuple[str, ...]
     resolved_frames: tuple[str, ...]
     since: tuple[str, ...]

@@ -87,6 +87,8 @@ class PhantomConfig(Section):
     """How well words localise: share of side and zone words that are kept."""
     order_carries_meaning: Fraction = 0.1
     """Share of reports with a sentence whose meaning hangs on word order, and of RadGraph pairs of sentences."""
+    presence_by_order: Fraction = 0.0
+    """Share of reports of the same words, whatever is seen: only their order tells which findings are present."""
     stable_contradictions: Fraction = 0.0
     """Share of contradicting pairs of sentences that set a change against 'stable', not against the opposite change."""
     copy_forward: Fraction = 0.1
@@ -140,6 +142,11 @@ def mimic_sequence_lengths() -> Weights:
 PRESETS: dict[str, PhantomConfig] = {
     "smoke": PhantomConfig(num_train=40, num_validate=6, num_test=12, num_rsna=24, num_covidx_train=45,
                            num_covidx_test=24, num_sentence_pairs=60),
+    "effusions": PhantomConfig(
+        num_train=1000, num_validate=6, num_test=200, num_rsna=24, num_covidx_train=45, num_covidx_test=24,
+        num_sentence_pairs=60, change_words=0.0, degree_words=0.0,
+        finding_rates=FindingRates(consolidation=0.0, edema=0.0, pleural_effusion=0.6, pneumonia=0.0,
+                                   pneumothorax=0.0)),
     "tiny": PhantomConfig(),
     "small": PhantomConfig(num_train=6000, num_validate=240, num_test=800, num_rsna=2000, num_covidx_train=3000,
                            num_covidx_test=600, num_sentence_pairs=1440),
@@ -149,7 +156,8 @@ PRESETS: dict[str, PhantomConfig] = {
         finding_rates=FindingRates(consolidation=0.06, edema=0.15, pleural_effusion=0.25, pneumonia=0.10,
                                    pneumothorax=0.05)),
 }
-"""smoke: under 500 images; tiny: the default sweep; small: four times the patients; paper: MIMIC's proportions."""
+"""smoke: under 500 images; effusions: one finding alone, for the audit; tiny: the default sweep; small: four times the
+patients; paper: MIMIC's proportions."""
 
 
 def load_preset(name: str, overrides: dict[str, object] | None = None) -> PhantomConfig:

@@ -66,6 +66,10 @@ class Dials(Protocol):
         right', 'from small to moderate')."""
 
     @property
+    def presence_by_order(self) -> float:
+        """That the whole report is the same words for any set of findings, in an order that tells which are present."""
+
+    @property
     def progression_threshold(self) -> float:
         """Change of severity above which a finding improves or worsens, as for the labels."""
 
@@ -81,6 +85,7 @@ class PlainDials:
     omission: float = 0.0
     hedge: float = 0.0
     order_carries_meaning: float = 0.0
+    presence_by_order: float = 0.0
     progression_threshold: float = 0.0
 
 
@@ -237,6 +242,13 @@ class SentenceWriter:
         if self.happens(FITTING_PREDICATE):
             terms["predicate"] = self.pick(self.lexicon.findings[name].sizes[change])
         return terms
+
+    def presence_by_order(self, present: Sequence[FindingName], absent: Sequence[FindingName]) -> list[str]:
+        """'There is edema, pneumonia', 'no pneumothorax, other process': equal words for any division of the names."""
+        begin, part, end = self.lexicon.presence_by_order
+        seen, unseen = ([self.lexicon.findings[name].negated[0] for name in names] for names in (present, absent))
+        denial = f"{part} {', '.join([*unseen, end])}"
+        return [f"{begin} {', '.join(seen)}", denial] if seen else [f"{begin} {denial}"]
 
     def negation(self, names: Sequence[FindingName]) -> str:
         nouns = [self.pick(self.lexicon.findings[name].negated) for name in names]
