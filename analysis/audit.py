@@ -31,6 +31,7 @@ from analysis.calibration import (
     stated_difference,
     trend,
 )
+from analysis.document import AUDIT_FORMAT
 from analysis.provenance import write_texts
 from analysis.tables import warnings_of
 from analysis.tidy import Study, StudySource, study_source
@@ -38,7 +39,6 @@ from medst import tracking
 
 NAME = "audit"
 TITLE = "What the instrument can and cannot see"
-FORMAT = "medst-audit/2"
 STUDIES = ("audit_seeds", "audit_lateral", "audit_change", "audit_order", "audit_sides", "audit_transfer")
 SEEDS_STUDY, TRANSFER_STUDY = STUDIES[0], STUDIES[-1]
 WORLDS = {"second": "second geometry and grammar", "decorrelated": "devices tell nothing in the test"}
@@ -309,7 +309,7 @@ def write_tables(found: Audit, folder: Path) -> list[Path]:
 
 def audit_document(found: Audit) -> dict[str, Any]:
     """The audit as plain values; numbers that do not exist or are infinite are None."""
-    return {"format": FORMAT, "fingerprint": found.fingerprint, "name": NAME, "title": TITLE, "note": NOTE,
+    return {"format": AUDIT_FORMAT, "fingerprint": found.fingerprint, "name": NAME, "title": TITLE, "note": NOTE,
             "warnings": list(found.warnings),
             "rows": [{key: _plain(value) for key, value in asdict(row).items()}
                      | {"shown": {title: show(row) for title, show in COLUMNS}} for row in found.rows]}

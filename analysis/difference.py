@@ -6,7 +6,6 @@ the runs behind them. What must not: making tables.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from analysis.document import FORMAT
+from analysis.document import FORMAT, read_document
 from analysis.text import counted, in_unit, interval_text
 from medst import tracking
 
@@ -144,12 +143,9 @@ def _tables(folder: Path) -> dict[str, dict[str, Any]]:
     place = folder / "tables" if (folder / "tables").is_dir() else folder
     found = {}
     for path in sorted(place.glob("*.json")):
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(document, dict) or "cells" not in document:
-            continue
-        if document.get("format") != FORMAT:
-            raise ValueError(f"{path}: format {document.get('format')!r}, not {FORMAT!r}; make it again: make results")
-        found[document["name"]] = document
+        document = read_document(path)
+        if document["format"] == FORMAT:
+            found[document["name"]] = document
     if not found:
         raise ValueError(f"{folder}: no tables with their JSON here; they are made by: make results")
     return found

@@ -1,21 +1,44 @@
 """A table as data: the JSON beside every table, which programs read instead of its text.
 
-What lives here: the one format, `medst-table/2`, described in docs/results.md. What must not: anything that is not in
-the `ResultTable`.
+What lives here: the format of tables, `medst-table/2`, described in docs/results.md, the name of the audit's, and their
+reading. What must not: anything that is not in the `ResultTable`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from analysis import rendering
 from analysis.registry import Metric
 from analysis.statistics import PairedDifference
 from analysis.tables import ResultTable, Row
 
-FORMAT = "medst-table/2"
+FORMAT, AUDIT_FORMAT = "medst-table/2", "medst-audit/2"
+
+
+class ForeignTableError(ValueError):
+    """A table of another version of the program; says what to do."""
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The JSON beside any file of a table or of the audit.
+
+    Raises:
+        ValueError: there is none.
+        ForeignTableError: it is no table of this version.
+    """
+    beside = path.with_suffix(".json")
+    if not beside.exists():
+        raise ValueError(f"{beside} is not there; make the table first: make results")
+    document = json.loads(beside.read_text(encoding="utf-8"))
+    form = document.get("format") if isinstance(document, dict) else None
+    if form not in (FORMAT, AUDIT_FORMAT):
+        raise ForeignTableError(f"{beside} has the format {form!r}, not {FORMAT!r} or {AUDIT_FORMAT!r}; make it again: "
+                                "make results")
+    return cast("dict[str, Any]", document)
 
 
 def table_document(table: ResultTable) -> dict[str, Any]:

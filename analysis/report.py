@@ -7,7 +7,6 @@ must not: numbers that are not in those files.
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analysis import audit, paper
-from analysis.document import FORMAT
+from analysis.document import AUDIT_FORMAT, ForeignTableError, read_document
 from analysis.provenance import Manifest
 from analysis.rendering import VERDICT_TITLE, p_value
 from analysis.statistics import MIN_SEEDS_FOR_TEST
@@ -58,12 +57,14 @@ def report_html(out: Path, manifest: Manifest, link: Callable[[str], str]) -> st
     """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                               lstrip_blocks=True, undefined=StrictUndefined)
-    tables = {Path(name).stem: json.loads((out / name).read_text(encoding="utf-8"))
-              for name in manifest.files if name.startswith("tables/") and name.endswith(".json")}
-    # A call for one study leaves the tables of the others as an earlier version of the program wrote them.
-    foreign = {name for name, document in tables.items() if document.get("format") not in (FORMAT, audit.FORMAT)}
-    tables = {name: document for name, document in tables.items() if name not in foreign}
-    missing = manifest.missing | dict.fromkeys(foreign, "Made by another version of the program. Run: make results")
+    tables, missing = {}, dict(manifest.missing)
+    for name in manifest.files:
+        if name.startswith("tables/") and name.endswith(".json"):
+            try:
+                tables[Path(name).stem] = read_document(out / name)
+            except ForeignTableError:
+                # A call for one study leaves the tables of the others as an earlier version wrote them.
+                missing[Path(name).stem] = "Made by another version of the program. Run: make results"
     captions = {Path(name).stem: without_stamp((out / name).read_text(encoding="utf-8"))
                 for name in manifest.files if name.startswith("figures/") and name.endswith(".md")}
     sections = [*_exhibits(out, tables, captions, missing), *_others(out, tables, captions, missing)]
@@ -92,7 +93,7 @@ def _others(out: Path, tables: Mapping[str, Any], captions: Mapping[str, str], m
                "reason": missing[name]}
     for name, document in sorted(tables.items()):
         if name not in paper.EXHIBITS:
-            is_audit = document["format"] == audit.FORMAT
+            is_audit = document["format"] == AUDIT_FORMAT
             yield {"id": f"table-{name}", "heading": "Audit" if is_audit else "Further table",
                    "title": document["title"]} | (_audit(document) if is_audit else _table(document))
     for name, caption in sorted(captions.items()):

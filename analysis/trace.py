@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
-from analysis.audit import FORMAT as AUDIT_FORMAT
-from analysis.document import FORMAT
+from analysis.document import AUDIT_FORMAT
 from analysis.tidy import Study, study_source
 from medst import tracking
 from medst.config import ConfigError, flatten, load_config, nearest, parse_yaml
@@ -66,22 +64,6 @@ def _one(kind: str, text: str, names: Mapping[str, Sequence[str]], preferred: st
     guess = nearest(text, [name for texts in names.values() for name in texts])
     raise ValueError(f"--cell: the table has no {kind} '{text}'; "
                      + (f"did you mean '{guess}'?" if guess else f"it has {', '.join(names)}"))
-
-
-def read_document(path: Path) -> dict[str, Any]:
-    """The JSON beside any file of a table.
-
-    Raises:
-        ValueError: there is none, or it is no table of this version.
-    """
-    beside = path.with_suffix(".json")
-    if not beside.exists():
-        raise ValueError(f"{beside} is not there; make the table first: make results")
-    document: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
-    if document.get("format") not in (FORMAT, AUDIT_FORMAT):
-        raise ValueError(f"{beside} has the format {document.get('format')!r} instead of {FORMAT!r} or "
-                         f"{AUDIT_FORMAT!r}; run: make results")
-    return document
 
 
 def trace(document: Mapping[str, Any], cell: Mapping[str, Any], uri: str, experiment: str = EXPERIMENT

@@ -15,6 +15,7 @@ from nbclient.exceptions import CellExecutionError
 from rich.console import Console
 
 from analysis import checking, paper, report, results, trace
+from analysis.document import read_document
 from analysis.notebooks import FOLDER, run_notebooks
 from analysis.provenance import Manifest
 from analysis.tidy import load_study
@@ -185,7 +186,7 @@ def test_a_study_without_a_finished_trial_is_incomplete(tmp_path: Path) -> None:
 
 def test_trace_leads_from_a_cell_to_runs_and_commands(made: tuple[Path, list[Path], str], uri: str) -> None:
     out, _, _ = made
-    document = trace.read_document(out / "tables" / "overview.csv")
+    document = read_document(out / "tables" / "overview.csv")
     cell = trace.find_cell(document, "no local,AUROC")
     assert cell["arm"] == "no local alignment" and cell["metric"] == PRIMARY
     told = "\n".join(trace.trace(document, cell, uri, EXPERIMENT))
@@ -208,7 +209,7 @@ def test_trace_leads_from_a_cell_to_runs_and_commands(made: tuple[Path, list[Pat
     with pytest.raises(ValueError, match="comma"):
         trace.find_cell(document, "full")
     with pytest.raises(ValueError, match="make results"):
-        trace.read_document(out / "tables" / "none.csv")
+        read_document(out / "tables" / "none.csv")
 
 
 def test_all_notebooks_run_in_one_kernel(uri: str, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from analysis.calibration import (
     trend,
 )
 from analysis.checking import check_results
+from analysis.document import read_document
 from analysis.results import make_results
 from analysis.tidy import Study, assemble
 from medst import tracking
@@ -247,7 +248,7 @@ def test_the_audit_of_a_store_finds_what_was_planted(tmp_path: Path, repository:
     assert list(table["Check"]) == [row.check for row in found.rows]
     assert list(table["run_ids"]) == [" ".join(row.runs.values()) for row in found.rows]
     assert set(table["fingerprint"]) == {found.fingerprint}
-    traced = trace.read_document(tmp_path / "results" / "tables" / "audit.md")
+    traced = read_document(tmp_path / "results" / "tables" / "audit.md")
     line = trace.find_cell(traced, "lateral_information = 1")
     told = list(trace.trace(traced, line, uri, experiment))
     assert told[0] == "planted | lateral view, lateral_information = 1"

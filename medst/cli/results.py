@@ -77,9 +77,10 @@ def trace(
 ) -> None:
     """Print the runs behind a cell of a table or a line of the audit: settings, code, data, and how to repeat them."""
     from analysis import trace as tracing
+    from analysis.document import read_document
     from medst.tracking import TrackingPlace
 
     place = TrackingPlace.of_project()
-    document = tracing.read_document(table)
+    document = read_document(table)
     for line in tracing.trace(document, tracing.find_cell(document, cell), place.uri, place.experiment):
         typer.echo(line)
