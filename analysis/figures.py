@@ -19,7 +19,7 @@ from matplotlib.ticker import MultipleLocator
 from analysis import registry, statistics
 from analysis.registry import Metric
 from analysis.style import BLACK, COLOURS, COLUMN_WIDTH, GREY, LIGHT, LINES, PAGE_WIDTH, SEQUENTIAL, Picture, style
-from analysis.text import broken, expert_names, seeds_text
+from analysis.text import broken, expert_names, in_unit, seeds_text
 from analysis.tidy import Plan, Study
 
 LAMBDA_KEYS = ("objective.lambda_local", "objective.lambda_temporal")
@@ -28,6 +28,8 @@ EXPERT_SHARE = "train/expert_share/"
 SCHEDULES = {"train/fmc_weight": "Weight of FMC", "train/rmr_weight": "Weight of RMR",
              "train/sequence_length": "Studies in a sequence"}
 """Curve -> title of its column."""
+Grid = tuple[dict[tuple[int, int], str], list[float], list[float]]
+"""(row, column) -> arm; levels of λ2 (rows); levels of λ1 (columns)."""
 MAX_CURVES = len(COLOURS)
 """Arms in one panel of curves that can still be told apart."""
 
@@ -72,7 +74,7 @@ def forest(study: Study) -> Picture:
 
 
 def lambda_surface(study: Study) -> Picture | None:
-    """Mean and interval over the grid of both loss weights; None where the study has no such grid."""
+    """Means and intervals over the grid of both loss weights, and main effects; None where there is no such grid."""
     plan = study.plan
     grid = _lambda_grid(study)
     if grid is None:
@@ -102,6 +104,7 @@ def lambda_surface(study: Study) -> Picture | None:
             if is_contender[arm_at[row, column]]:
                 axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False,
                                          edgecolor="white" if dark else BLACK, linewidth=1.0, linestyle=(0, (2, 1))))
+        margins = _draw_main_effects(axes, study, grid, metric)
         axes.set_xticks(range(len(columns)), [f"{level:g}" for level in columns])
         axes.set_yticks(range(len(rows)), [f"{level:g}" for level in rows])
         axes.set_xlabel("λ1, weight of local alignment")
@@ -116,7 +119,34 @@ def lambda_surface(study: Study) -> Picture | None:
         outlined = " Outlined: cannot be told from the best (comparison with the best, 95 %)."
     return Picture(f"lambda_surface_{plan.name}", figure,
                    f"{_head(study)} {metric.name} over the weights of the local (λ1) and the temporal (λ2) loss: "
-                   f"mean ± half width of the 95 % t interval.{outlined} {_counts(study, plan.primary)}", plan.name)
+                   f"mean ± half width of the 95 % t interval.{outlined}{margins} {_counts(study, plan.primary)}",
+                   plan.name)
+
+
+def _draw_main_effects(axes: Axes, study: Study, grid: Grid, metric: Metric) -> str:
+    """Above and beside the cells, what each weight does averaged over the other; the sentence of the caption."""
+    arm_at, rows, columns = grid
+    place = {arm: at for at, arm in arm_at.items()}.get(study.plan.reference)
+    if place is None or len(arm_at) < len(rows) * len(columns):
+        return ""
+    scores = study.scores(study.plan.primary)
+    cells = np.stack([[scores[arm_at[row, column]].to_numpy() for column in range(len(columns))]
+                      for row in range(len(rows))])
+
+    def texts(by_level: np.ndarray, reference: int) -> list[str]:
+        effects = statistics.main_effects(by_level, reference)
+        return ["reference" if level == reference else _level(effect.interval, metric, is_signed=True)
+                for level, effect in enumerate(effects)]
+
+    small = {"fontsize": 5.5, "linespacing": 1.15, "color": GREY}
+    for row, text in enumerate(texts(cells.transpose(2, 0, 1), place[0])):
+        axes.text(len(columns) - 0.42, row, text, ha="left", va="center", **small)
+    for column, text in enumerate(texts(cells.transpose(2, 1, 0), place[1])):
+        axes.text(column, len(rows) - 0.42, text, ha="center", va="bottom", **small)
+    # Room for the texts; the picture keeps its place.
+    axes.set(xlim=(-0.5, len(columns) + 0.15), ylim=(-0.5, len(rows) - 0.05))
+    return (f" Beside the cells: difference to λ2 = {rows[place[0]]:g}, averaged over λ1; above them: to λ1 = "
+            f"{columns[place[1]]:g}, averaged over λ2; paired by seed, ± half width of the 95 % interval, unadjusted.")
 
 
 def experts(study: Study) -> Picture | None:
@@ -299,8 +329,8 @@ def _owners(study: Study) -> pd.DataFrame:
     return study.trials.loc[study.trials["run_id"].notna(), ["run_id", "arm", "seed"]]
 
 
-def _lambda_grid(study: Study) -> tuple[dict[tuple[int, int], str], list[float], list[float]] | None:
-    """(row, column) -> arm, levels of λ2 (rows) and λ1 (columns); None unless both vary and nothing else does."""
+def _lambda_grid(study: Study) -> Grid | None:
+    """None unless both weights vary and nothing else does."""
     plan = study.plan
     if not all(set(plan.assignments.get(arm, {})) <= set(LAMBDA_KEYS) for arm in plan.arms):
         return None
@@ -313,11 +343,11 @@ def _lambda_grid(study: Study) -> tuple[dict[tuple[int, int], str], list[float],
     return {(rows.index(row), columns.index(column)): arm for arm, (row, column) in known.items()}, rows, columns
 
 
-def _level(interval: statistics.Interval, metric: Metric) -> str:
+def _level(interval: statistics.Interval, metric: Metric, is_signed: bool = False) -> str:
     if interval.n == 0:
         return "–"
-    mean = f"{interval.mean * metric.scale:.{metric.digits}f}"
-    return mean if interval.n == 1 else f"{mean}\n±{interval.half_width * metric.scale:.{metric.digits}f}"
+    mean = in_unit(interval.mean, metric.scale, metric.digits, is_signed=is_signed)
+    return mean if interval.n == 1 else f"{mean}\n±{in_unit(interval.half_width, metric.scale, metric.digits)}"
 
 
 def _head(study: Study) -> str:

@@ -121,6 +121,23 @@ def paired_difference(arm: ArrayLike, reference: ArrayLike, confidence: float = 
     return PairedDifference(mean_interval(first - second, confidence), correlation)
 
 
+def main_effects(scores: ArrayLike, reference: int) -> list[PairedDifference]:
+    """Levels of one factor of a full grid against one of them, each averaged over the levels of the other factor.
+
+    Averaging over L levels makes the noise of single arms smaller, up to the root of L: a grid tells more of a factor
+    than any arm of it does.
+
+    Args:
+        scores: (num_seeds, num_levels, num_other_levels); NaN = missing, and drops its seed where it is averaged.
+        reference: the level that the others are held against.
+
+    Returns:
+        A paired difference a level; that of `reference` is 0 throughout.
+    """
+    means = np.asarray(scores, dtype=np.float64).mean(axis=2)
+    return [paired_difference(means[:, level], means[:, reference]) for level in range(means.shape[1])]
+
+
 def standardised_difference(mean: float, deviation: float, n: int) -> float:
     """Mean difference over the deviation of the differences, with the exact factor of Hedges (1981) against its bias.
 

@@ -20,6 +20,7 @@ from analysis_samples import (
 )
 from matplotlib.image import imread
 from PIL import Image
+from scipy import stats
 
 from analysis import architecture, drawing, figures, pictures, registry, statistics, style, trajectories
 from analysis.tidy import Study, assemble
@@ -85,6 +86,31 @@ def test_lambda_surface_places_every_arm() -> None:
         for column, local in enumerate(LEVELS):
             assert shown[row, column] == pytest.approx(means[f"λ1 = {local:g}, λ2 = {temporal:g}"])
     assert figures.lambda_surface(_with(EXPERTS)) is None
+
+
+def test_lambda_surface_tells_what_each_weight_does_over_the_other() -> None:
+    study = _with(LAMBDAS)
+    picture = figures.lambda_surface(study)
+    assert picture is not None
+    scores = 100 * study.scores(PRIMARY)
+
+    def average(key: str, level: float) -> np.ndarray:
+        return np.mean([scores[arm] for arm, values in LAMBDAS.items() if values[key] == level], axis=0)
+
+    texts = [text.get_text() for text in picture.figure.axes[0].texts]
+    base = LAMBDAS[study.plan.reference]
+    assert texts.count("reference") == 2
+    for key in figures.LAMBDA_KEYS:
+        for level in LEVELS:
+            if level != base[key]:
+                tested = stats.ttest_rel(average(key, level), average(key, base[key]))
+                interval = tested.confidence_interval(0.95)
+                mean, half = (interval.low + interval.high) / 2, (interval.high - interval.low) / 2
+                assert f"{mean:+.1f}\n±{half:.1f}".replace("-", "−") in texts
+    # Without one cell nothing can be averaged.
+    fewer = {arm: values for arm, values in LAMBDAS.items() if arm != list(LAMBDAS)[-1]}
+    partial = figures.lambda_surface(_with(fewer))
+    assert partial is not None and "averaged" in picture.caption and "averaged" not in partial.caption
 
 
 def test_figures_of_two_studies_have_two_names_and_the_exhibit_has_its_own() -> None:

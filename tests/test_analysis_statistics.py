@@ -58,6 +58,15 @@ def test_paired_difference_against_scipy() -> None:
     assert difference.correlation == pytest.approx(stats.pearsonr(arm, reference).statistic)
 
 
+def test_main_effects_by_hand() -> None:
+    # Two seeds, levels (rows) 0 and 1, two levels of the other factor; seed 3 lacks a cell.
+    scores = [[[1.0, 3.0], [2.0, 6.0]], [[2.0, 2.0], [5.0, 3.0]], [[1.0, 1.0], [math.nan, 9.0]]]
+    none, effect = statistics.main_effects(scores, reference=0)
+    assert (none.mean, none.interval.half_width, none.n) == (0.0, 0.0, 3)
+    # Means over the other factor: (2, 4) and (2, 4): a difference of 2 in both seeds.
+    assert (effect.mean, effect.n, effect.interval.deviation) == (2.0, 2, 0.0)
+
+
 def test_paired_difference_refuses_other_seeds() -> None:
     with pytest.raises(ValueError, match="one row per seed"):
         statistics.paired_difference([1.0, 2.0], [1.0])
