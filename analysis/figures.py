@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -138,7 +139,7 @@ def _draw_main_effects(axes: Axes, study: Study, grid: Grid, metric: Metric) -> 
         return ["reference" if level == reference else _level(effect.interval, metric, is_signed=True)
                 for level, effect in enumerate(effects)]
 
-    small = {"fontsize": 5.5, "linespacing": 1.15, "color": GREY}
+    small: dict[str, Any] = {"fontsize": 5.5, "linespacing": 1.15, "color": GREY}
     for row, text in enumerate(texts(cells.transpose(2, 0, 1), place[0])):
         axes.text(len(columns) - 0.42, row, text, ha="left", va="center", **small)
     for column, text in enumerate(texts(cells.transpose(2, 1, 0), place[1])):
