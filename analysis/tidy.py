@@ -23,7 +23,7 @@ from medst import tracking
 from medst.config import nearest, source_fingerprint
 
 TRIAL_COLUMNS = ("arm", "arm_order", "seed", "state", "run_id", "key", "source_fingerprint", "data_fingerprint",
-                 "data_name", "reason", "withheld")
+                 "data_name", "processor", "reason", "withheld")
 """One row per planned trial, in the order of arms, then seeds."""
 VALUE_COLUMNS = ("study", "arm", "arm_order", "seed", "state", "metric", "value", "run_id", "key",
                  "source_fingerprint", "data_fingerprint")
@@ -171,7 +171,7 @@ def assemble(plan: Plan, runs: pd.DataFrame, numbers: pd.DataFrame, current_sour
 
     Args:
         runs: one row per run: run_id, arm, seed, state, key, source_fingerprint, data_fingerprint, data_name,
-            reason, withheld, start_time.
+            processor, reason, withheld, start_time.
         numbers: run_id, metric, value: the last value of every metric.
         current_source: fingerprint of the numerics' source as it is now.
     """
@@ -185,7 +185,7 @@ def assemble(plan: Plan, runs: pd.DataFrame, numbers: pd.DataFrame, current_sour
     trials["arm_order"] = trials["arm"].map({arm: order for order, arm in enumerate(plan.arms)})
     trials = trials[list(TRIAL_COLUMNS)]
     finished = trials[trials["state"] == FINISHED]
-    values = finished.drop(columns=["data_name", "reason", "withheld"]).merge(numbers, on="run_id")
+    values = finished.drop(columns=["data_name", "processor", "reason", "withheld"]).merge(numbers, on="run_id")
     values = values.assign(study=plan.name)
     return Study(plan, trials, values[list(VALUE_COLUMNS)].dropna(subset=["value"]).reset_index(drop=True))
 

@@ -40,7 +40,7 @@ def make_frames(
             run = f"{zlib.crc32(f'{plan.name}{arm}{seed}'.encode()):08x}{seed:024x}"
             rows.append({"run_id": run, "arm": arm, "seed": seed, "state": "finished", "key": run[::-1],
                          "source_fingerprint": SOURCE, "data_fingerprint": "da7af1a9e7000000",
-                         "data_name": "phantom tiny", "reason": None, "withheld": None,
+                         "data_name": "phantom tiny", "processor": "Processor 1", "reason": None, "withheld": None,
                          "start_time": 1_700_000_000 + len(rows)})
             for metric in registry.METRICS.values():
                 generator = np.random.default_rng(zlib.crc32(f"{metric.key}{seed}".encode()))

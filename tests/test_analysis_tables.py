@@ -403,6 +403,17 @@ def test_terminal_fits(width: int) -> None:
         assert arm in shown
 
 
+def test_the_caption_names_processors_and_what_two_kinds_mean() -> None:
+    study = make_study(make_plan(ARMS, 6))
+    told = " ".join(tables.study_table(study, SOURCE).caption)
+    assert "; processor Processor 1." in told and "kinds of processor" not in told
+    mixed = study.trials.assign(processor=["Processor 1", "Processor 2"] * (len(study.trials) // 2))
+    told = " ".join(tables.study_table(replace(study, trials=mixed), SOURCE).caption)
+    assert "; processor Processor 1, Processor 2." in told and "Computed on 2 kinds of processor" in told
+    unknown = study.trials.assign(processor=None)
+    assert "processor" not in " ".join(tables.study_table(replace(study, trials=unknown), SOURCE).caption)
+
+
 def test_one_seed_and_one_arm_work() -> None:
     for arms, seeds in (((*ARMS,), 1), (("full",), 6)):
         table = tables.study_table(make_study(make_plan(arms, seeds)), SOURCE)
@@ -416,7 +427,8 @@ def test_tables_of_a_thousand_runs() -> None:
     arms, seeds = np.meshgrid(np.arange(100), np.arange(10), indexing="ij")
     runs = pd.DataFrame({"arm": np.array(plan.arms)[arms.ravel()], "seed": seeds.ravel()})
     runs = runs.assign(run_id=[f"{number:032x}" for number in range(1000)], state="finished", key="", reason=None,
-                       withheld=None, source_fingerprint=SOURCE, data_fingerprint="d", data_name="n", start_time=0)
+                       withheld=None, source_fingerprint=SOURCE, data_fingerprint="d", data_name="n",
+                       processor="p", start_time=0)
     keys = [metric.key for metric in registry.METRICS.values()]
     numbers = pd.DataFrame({"run_id": np.repeat(runs["run_id"].to_numpy(), len(keys)), "metric": keys * len(runs),
                             "value": np.random.default_rng(0).uniform(size=len(keys) * len(runs))})

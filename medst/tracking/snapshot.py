@@ -27,9 +27,10 @@ from medst.tracking.reading import artifact_path, state_from
 from medst.tracking.source import METRIC_COLUMNS, Source, source_of
 
 RUN_COLUMNS = ("run_id", "key", "seed", "state", "reason", "source_fingerprint", "data_fingerprint", "data_name",
-               "withheld", "start_time", "end_time")
+               "withheld", "processor", "start_time", "end_time")
 _TAG_COLUMNS = {"key": names.KEY, "seed": names.SEED, "reason": names.FAILURE, "source_fingerprint": names.SOURCE,
-                "data_fingerprint": names.DATA, "data_name": names.DATA_NAME, "withheld": names.WITHHELD}
+                "data_fingerprint": names.DATA, "data_name": names.DATA_NAME, "withheld": names.WITHHELD,
+                "processor": names.PROCESSOR}
 
 
 @dataclass(frozen=True)

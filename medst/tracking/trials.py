@@ -92,7 +92,7 @@ class TrialDescription:
         tags.update({f"{names.STUDY_PREFIX}{study}": arm for study, arm in self.studies.items()})
         tags.update({names.CPUS: f"{self.num_cpus:g}", names.GPUS: f"{self.num_gpus:g}"})
         tags.update(self.labels)
-        tags.update({f"environment.{name}": self.environment[name] for name in _SHOWN_ENVIRONMENT
+        tags.update({f"{names.ENVIRONMENT_PREFIX}{name}": self.environment[name] for name in _SHOWN_ENVIRONMENT
                      if name in self.environment})
         if self.parent_run_id is not None:
             tags[names.PARENT] = self.parent_run_id
