@@ -298,8 +298,8 @@ def _caption(study: Study, metrics: Sequence[Metric], rows: Sequence[Row], is_de
                          f"code {distinct(done['source_fingerprint'])}"
                          f"{f'; processor {processors}' if processors else ''}.")
     if done["processor"].nunique() > 1:
-        sentences.append(f"Computed on {done['processor'].nunique()} kinds of processor, which round differently: a seed "
-                         "repeats on one kind only, and pairing by seed gains less between them.")
+        sentences.append(f"Computed on {done['processor'].nunique()} kinds of processor, which round differently: a "
+                         "seed repeats on one kind only, and pairing by seed gains less between them.")
     roots = {_data_of(plan, arm) for arm in plan.arms}
     if len(roots) > 1 and done["data_fingerprint"].nunique() > plan.num_draws:
         sentences.append("Arms have different data, as planned: a difference holds that of their test sets, too.")
