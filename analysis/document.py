@@ -33,10 +33,18 @@ def read_document(path: Path) -> dict[str, Any]:
     beside = path.with_suffix(".json")
     if not beside.exists():
         raise ValueError(f"{beside} is not there; make the table first: make results")
-    document = json.loads(beside.read_text(encoding="utf-8"))
+    return checked(json.loads(beside.read_text(encoding="utf-8")), beside)
+
+
+def checked(document: Any, path: Path) -> dict[str, Any]:
+    """`document`, as read from `path`.
+
+    Raises:
+        ForeignTableError: it is no table of this version.
+    """
     form = document.get("format") if isinstance(document, dict) else None
     if form not in (FORMAT, AUDIT_FORMAT):
-        raise ForeignTableError(f"{beside} has the format {form!r}, not {FORMAT!r} or {AUDIT_FORMAT!r}; make it again: "
+        raise ForeignTableError(f"{path} has the format {form!r}, not {FORMAT!r} or {AUDIT_FORMAT!r}; make it again: "
                                 "make results")
     return cast("dict[str, Any]", document)
 

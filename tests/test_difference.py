@@ -103,6 +103,13 @@ def test_new_tables_and_outcomes_are_told(tmp_path: Path) -> None:
         ("tiny", "test/other", ("new outcome",)), ("more", "test/score", ("new table",))]
 
 
+def test_what_is_no_table_is_passed_over(tmp_path: Path) -> None:
+    before, after = folder(tmp_path / "before", []), folder(tmp_path / "after", [])
+    (before / "tables" / "audit.json").write_text(json.dumps({"format": "medst-audit/0", "rows": []}))
+    (after / "tables" / "list.json").write_text("[]")
+    assert compare(before, after, {}).changes == ()
+
+
 def test_a_folder_without_tables_or_of_another_format_is_refused(tmp_path: Path) -> None:
     good = folder(tmp_path / "a", [cell("full", {"0": 0.7}, {"0": "a"})])
     (tmp_path / "empty").mkdir()

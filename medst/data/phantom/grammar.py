@@ -138,7 +138,7 @@ def write_report(
     is_compared_outside = study_index == 0 and writer.happens(COMPARED_OUTSIDE)
     prior = None if compared_with is None else patient.studies[compared_with]
     previous = patient.studies[study_index - 1] if study_index > 0 else None
-    if writer.is_told_by_presence():
+    if writer.tells_presence_by_order():
         statements = writer.plain_statements(study)
         body = writer.ordered_body(statements)
     else:
@@ -200,7 +200,7 @@ class _ReportWriter(SentenceWriter):
             degree_before=degree_of(before[0].severity) if before else None,
         )
 
-    def is_told_by_presence(self) -> bool:
+    def tells_presence_by_order(self) -> bool:
         # No draw where the dial is 0: the reports of other phantoms stay as they are, byte for byte.
         return self.dials.presence_by_order > 0 and self.happens(self.dials.presence_by_order)
 
